@@ -1,0 +1,1 @@
+"""The control plane: services over one store, behind one gateway."""

@@ -1,0 +1,118 @@
+"""What compute asks of other services inside its own decisions. main.py passes the real ones in.
+
+A verb that takes a transaction reads and writes through it, so that a server, its ports, its claim and its quota charge are
+one commit.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from protos.image.v1.images_pb2 import Image
+
+from control.kernel.database import Transaction
+from control.kernel.rpc import Caller
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """One interface of a server: an existing port, or a new one on a network (with an address, if given)."""
+
+    network_id: str = ""
+    port_id: str = ""
+    fixed_ip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address of a server, as its `addresses` show it."""
+
+    network: str               # name
+    ip: str
+    version: int               # 4 or 6
+    mac: str
+    type: str                  # "fixed" or "floating"
+    port_id: str
+
+
+class Ports(Protocol):
+    """The network service, as far as servers need it."""
+
+    def create(self, transaction: Transaction, caller: Caller, server_id: str, hostname: str,
+               wanted: Sequence[PortRequest], security_groups: Sequence[str]) -> list[str]:
+        """Make or adopt the ports of a new server, in order; their ids. Charges the network quota of new ones.
+
+        Security groups are names or ids of the caller's project; none given: "default".
+        Raises Invalid (unknown network, port or group, an address outside the subnet), Conflict (a port or address in use,
+        no address left), Exhausted (quota).
+        """
+
+    def automatic(self, caller: Caller) -> list[PortRequest]:
+        """The networks that a server gets when none is named ("auto"). Raises Conflict if that is not plain: several
+        to choose from; none and none can be made."""
+
+    def bind(self, transaction: Transaction, server_id: str, host: str) -> None:
+        """Say which host a server's ports are on; "" for none."""
+
+    def release(self, transaction: Transaction, server_id: str) -> None:
+        """Delete the ports that were made for a server and let the adopted ones go."""
+
+    def ids(self, server_id: str) -> list[str]:
+        """A server's ports, in the order of its interfaces."""
+
+    def addresses(self, server_id: str) -> list[Address]:
+        """Every fixed and floating address of a server's ports."""
+
+    def security_groups(self, server_id: str) -> list[str]:
+        """Names of the security groups on any of the server's ports."""
+
+    def wired(self, server_id: str) -> bool:
+        """Whether every port of the server was reported up by its host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one server needs of a host."""
+
+    server_id: str
+    project_id: str
+    vcpus: int
+    ram_mib: int
+    disk_gib: int
+    zone: str = ""             # "" for any
+    host: str = ""             # only this one
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No host fits. `reason` counts hosts per constraint and names the nearest miss; safe to show to the project."""
+
+    reason: str
+
+
+class Placer(Protocol):
+    """Placement: chooses hosts from the present state and keeps the claims."""
+
+    def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
+        """A host for each, in order, each seeing the claims of those before it, and claim it in the transaction."""
+
+    def release(self, transaction: Transaction, server_id: str) -> None:
+        """Give a server's claim back; nothing where it has none."""
+
+
+class Images(Protocol):
+    """The image service, as far as servers need it."""
+
+    def bootable(self, caller: Caller, image_id: str) -> Image:
+        """An image that the caller may boot. Raises Invalid if it is not there for them, or not active."""
+
+
+class Console(Protocol):
+    """The way to a host's agent."""
+
+    async def console_log(self, host: str, server_id: str, lines: int) -> bytes:
+        """The last lines (0: all that is kept) of a server's console. Raises Unavailable if the host does not answer."""

@@ -1,0 +1,31 @@
+"""What the hosts service asks of the services whose things live on hosts. main.py passes the real ones in."""
+from collections.abc import AsyncIterator, Iterable
+from typing import Protocol
+
+from control.kernel.cache import Change
+from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer
+
+
+class Projection(Protocol):
+    """One service's part of what hosts shall be like, computed from the cache alone."""
+
+    def hosts_of(self, change: Change) -> Iterable[str]:
+        """The hosts whose objects a change may have touched. Quick, no I/O; naming one too many costs little."""
+
+    def objects_for(self, host: str) -> Iterable[HostObject]:
+        """Every object of this service that the host shall have now."""
+
+
+class Observer(Protocol):
+    """Where a service learns what agents see. Each call may come again with the same content: write only what changed."""
+
+    async def observed_server(self, host: str, server: ObservedServer) -> None: ...
+
+    async def observed_port(self, host: str, port: ObservedPort) -> None: ...
+
+    async def gone(self, host: str, gone: Gone) -> None: ...
+
+
+class ImageBytes(Protocol):
+    def read(self, sha512: str) -> AsyncIterator[bytes]:
+        """An active image's bytes in chunks of at most 1 MiB. Raises NotFound where no active image has that hash."""

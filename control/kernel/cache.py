@@ -1,0 +1,203 @@
+"""Every record of the known kinds, decoded, in memory: lists, gets and scheduling read here and never touch etcd.
+
+One watch over the whole keyspace feeds it, so that one revision speaks for all kinds at once: what is read between two
+awaits is a consistent snapshot. Messages handed out belong to the cache; a caller that wants to change one copies it.
+"""
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+from google.protobuf.message import Message
+
+from control.kernel.errors import Unavailable
+from control.kernel.store import Record, Store
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, eq=False)
+class Kind(Generic[M]):
+    """One noun's place in the store: a prefix that ends in a slash, the message kept there, and how it is found."""
+
+    prefix: str
+    message: type[M]
+    #: The parts of a message's key below the prefix.
+    id_of: Callable[[M], tuple[str, ...]] = field(default=lambda message: (message.id,))  # type: ignore[attr-defined]
+    #: Index name -> the values under which a message is found; kept current by the cache.
+    indexes: Mapping[str, Callable[[M], Iterable[str]]] = field(default_factory=dict)
+
+    def key(self, *parts: str) -> str:
+        """The store key of an id. Parts may hold any text: they are percent-encoded."""
+        return self.prefix + "/".join(quote(part, safe="") for part in parts)
+
+    def key_of(self, message: M) -> str:
+        return self.key(*self.id_of(message))
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[M]):
+    """One record's change as the cache applied it. `before` None: created; `after` None: deleted."""
+
+    kind: Kind[M]
+    key: str
+    before: M | None
+    after: M | None
+    revision: int
+
+
+class _Table(Generic[M]):
+    __slots__ = ("indexes", "kind", "rows")
+
+    def __init__(self, kind: Kind[M]):
+        self.kind = kind
+        self.rows: dict[str, tuple[int, M]] = {}
+        self.indexes: dict[str, dict[str, dict[str, None]]] = {name: {} for name in kind.indexes}
+
+    def put(self, key: str, revision: int, message: M | None) -> M | None:
+        before = self.rows.pop(key, (0, None))[1]
+        if before is not None:
+            self._unindex(key, before)
+        if message is not None:
+            self.rows[key] = (revision, message)
+            for name, values_of in self.kind.indexes.items():
+                for value in values_of(message):
+                    self.indexes[name].setdefault(value, {})[key] = None
+        return before
+
+    def _unindex(self, key: str, message: M) -> None:
+        for name, values_of in self.kind.indexes.items():
+            for value in values_of(message):
+                keys = self.indexes[name].get(value, {})
+                keys.pop(key, None)
+                if not keys:
+                    self.indexes[name].pop(value, None)
+
+
+class Cache:
+    """Reads of the replica. `run()` keeps it current; `ready` is set when the first snapshot is in."""
+
+    def __init__(self, store: Store, kinds: Iterable[Kind]):
+        self._store = store
+        self._tables: dict[int, _Table] = {}
+        self._by_prefix: dict[str, _Table] = {}
+        for kind in kinds:
+            if not kind.prefix.endswith("/") or kind.prefix in self._by_prefix:
+                raise ValueError(f"kind prefix {kind.prefix!r} must end in a slash and be used once")
+            self._tables[id(kind)] = self._by_prefix[kind.prefix] = _Table(kind)
+        self.revision = 0
+        self.ready = asyncio.Event()
+        self._listeners: list[Callable[[Change], None]] = []
+        self._waiters: list[tuple[int, asyncio.Future]] = []
+
+    # Reading
+
+    def get(self, kind: Kind[M], *parts: str) -> M | None:
+        return self.at(kind, kind.key(*parts))[1]
+
+    def at(self, kind: Kind[M], key: str) -> tuple[int, M | None]:
+        """(revision, message) under a store key; (0, None) when there is none."""
+        return self._tables[id(kind)].rows.get(key, (0, None))
+
+    def all(self, kind: Kind[M]) -> list[M]:
+        """Every message of a kind, in order of last modification."""
+        return [message for _, message in self._tables[id(kind)].rows.values()]
+
+    def keys(self, kind: Kind[M]) -> list[str]:
+        return list(self._tables[id(kind)].rows)
+
+    def by(self, kind: Kind[M], index: str, value: str) -> list[M]:
+        """The messages that an index of the kind has under a value."""
+        table = self._tables[id(kind)]
+        return [table.rows[key][1] for key in table.indexes[index].get(value, ())]
+
+    def count(self, kind: Kind[M], index: str, value: str) -> int:
+        return len(self._tables[id(kind)].indexes[index].get(value, ()))
+
+    async def wait(self, revision: int, timeout: float = 5.0) -> None:
+        """Return once the cache has seen `revision`. Raises Unavailable after `timeout` seconds."""
+        if self.revision >= revision:
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiters.append((revision, future))
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError as error:
+            raise Unavailable("store.behind", f"this replica is behind: revision {self.revision}, wanted {revision}") from error
+
+    @contextlib.contextmanager
+    def listening(self, listener: Callable[[Change], None]) -> Iterator[None]:
+        """Call `listener` on each change, in order, from within the cache's own task: it must be quick and not raise."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    # Following
+
+    async def run(self) -> None:
+        """Follow the store until cancelled; lists again when the history it needs is gone or a connection is lost."""
+        while True:
+            try:
+                records, revision = await self._store.scan("/")
+                self._replace(records, revision)
+                self.ready.set()
+                async for batch in self._store.watch("/", self.revision):
+                    if batch.compacted:
+                        log.warning("the store's history was compacted past revision %d: listing again", self.revision)
+                        break
+                    self._apply(batch.records, batch.revision)
+            except Unavailable as error:
+                log.warning("the store does not answer: %s", error)
+                await asyncio.sleep(0.5)
+
+    def _replace(self, records: list[Record], revision: int) -> None:
+        """Become the listed state; what changed meanwhile reaches listeners as changes."""
+        listed = {record.key for record in records}
+        gone = [Record(key, None, revision) for table in self._by_prefix.values() for key in table.rows if key not in listed]
+        changed = [record for record in records if not self._has(record)]
+        self._apply(gone + changed, revision)
+
+    def _has(self, record: Record) -> bool:
+        table = self._table_of(record.key)
+        return table is None or table.rows.get(record.key, (0, None))[0] == record.revision
+
+    def _table_of(self, key: str) -> _Table | None:
+        """A kind's prefix has one or two segments: "/compute/servers/"; the longest one that is known wins."""
+        second = key.find("/", key.find("/", 1) + 1) + 1
+        table = self._by_prefix.get(key[:second])
+        if table is None and (third := key.find("/", second) + 1):
+            table = self._by_prefix.get(key[:third])
+        return table
+
+    def _apply(self, records: Iterable[Record], revision: int) -> None:
+        changes = []
+        for record in records:
+            table = self._table_of(record.key)
+            if table is None:
+                continue
+            message = None if record.value is None else table.kind.message.FromString(record.value)
+            before = table.put(record.key, record.revision, message)
+            if before is not None or message is not None:
+                changes.append(Change(table.kind, record.key, before, message, record.revision))
+        self.revision = max(self.revision, revision)
+        for change in changes:
+            for listener in self._listeners:
+                try:
+                    listener(change)
+                except Exception:
+                    log.exception("a listener failed on %s", change.key)
+        if self._waiters:
+            due = [future for wanted, future in self._waiters if wanted <= self.revision]
+            self._waiters = [(wanted, future) for wanted, future in self._waiters
+                             if wanted > self.revision and not future.done()]
+            for future in due:
+                if not future.done():
+                    future.set_result(None)

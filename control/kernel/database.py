@@ -1,0 +1,173 @@
+"""Decisions: read from the cache, decide in plain code, commit once, and decide again when the world moved meanwhile.
+
+A decision sees one consistent snapshot and its commit names every revision that it replaces, so it takes effect on
+exactly the state that it was made on, or not at all.
+"""
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from control.kernel.cache import Cache, Kind
+from control.kernel.errors import NotFound, Stale, Unavailable
+from control.kernel.store import Guard, Record, Store
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+#: How often a decision is made anew after losing a race. Too low fails callers under contention; too high hides a
+#: decision that can never be committed.
+ATTEMPTS = 30
+
+
+class Transaction:
+    """What one decision reads and will write. Messages that it hands out are copies, free to be changed."""
+
+    def __init__(self, cache: Cache):
+        self._cache = cache
+        self._writes: dict[str, tuple[int, Message | None]] = {}
+        self._guards: dict[tuple[str, str], Guard] = {}
+
+    def get(self, kind: Kind[M], *parts: str) -> M | None:
+        """The message under an id, this transaction's own writes included; None when there is none."""
+        key = kind.key(*parts)
+        message = self._writes[key][1] if key in self._writes else self._cache.at(kind, key)[1]
+        if message is None:
+            return None
+        copy = kind.message()
+        copy.CopyFrom(message)
+        return copy
+
+    def require(self, kind: Kind[M], *parts: str) -> M:
+        """As get, but raises NotFound with a text that names the kind and the id."""
+        message = self.get(kind, *parts)
+        if message is None:
+            raise missing(kind, *parts)
+        return message
+
+    def rows(self, kind: Kind[M], index: str | None = None, value: str = "") -> list[M]:
+        """Messages as the cache has them (not copies; own writes applied): all, or those under an index value."""
+        messages = self._cache.all(kind) if index is None else self._cache.by(kind, index, value)
+        own = {key: message for key, (_, message) in self._writes.items() if key.startswith(kind.prefix)}
+        if not own:
+            return messages
+        kept = [message for message in messages if kind.key_of(message) not in own]
+        added = [message for message in own.values() if isinstance(message, kind.message)
+                 and (index is None or value in kind.indexes[index](message))]
+        return kept + added
+
+    def put(self, kind: Kind[M], message: M) -> None:
+        """Write a message over what was read under its id; creates it where the id was absent."""
+        self._write(kind, kind.key_of(message), message)
+
+    def delete(self, kind: Kind[M], *parts: str) -> None:
+        """Delete what is under an id; nothing where there is nothing."""
+        key = kind.key(*parts)
+        if self._cache.at(kind, key)[0] or key in self._writes:
+            self._write(kind, key, None)
+
+    def _write(self, kind: Kind, key: str, message: Message | None) -> None:
+        revision = self._writes[key][0] if key in self._writes else self._cache.at(kind, key)[0]
+        self._writes[key] = (revision, message)
+
+    def guard_exists(self, kind: Kind, *parts: str) -> None:
+        """The commit is refused if the thing is deleted meanwhile: for parents of what is created."""
+        self.guard(Guard.exists(kind.key(*parts)))
+
+    def guard_unchanged(self, kind: Kind, *parts: str) -> None:
+        """The commit is refused if the thing changes at all meanwhile."""
+        key = kind.key(*parts)
+        self.guard(Guard.unchanged(key, self._cache.at(kind, key)[0]))
+
+    def guard_empty(self, kind: Kind, *parts: str) -> None:
+        """The commit is refused if anything is under these first parts of the kind's ids: for parents that are deleted."""
+        self.guard(Guard.empty(kind.key(*parts) + ("/" if parts else "")))
+
+    def guard(self, guard: Guard) -> None:
+        self._guards[guard.key, guard.what] = guard
+
+    def writes(self) -> tuple[list[Record], list[Guard]]:
+        """What to commit. A guard on a key that is also written says nothing that the write does not say."""
+        records = [Record(key, None if message is None else message.SerializeToString(deterministic=True), revision)
+                   for key, (revision, message) in self._writes.items() if message is not None or revision]
+        guards = [guard for guard in self._guards.values()
+                  if not (guard.key in self._writes and guard.what in ("exists", "unchanged"))]
+        return records, guards
+
+
+class Database:
+    """A replica's way to state: reads from its cache, writes through transact()."""
+
+    def __init__(self, store: Store, kinds: Iterable[Kind]):
+        self.store = store
+        self.cache = Cache(store, kinds)
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    def get(self, kind: Kind[M], *parts: str) -> M | None:
+        return self.cache.get(kind, *parts)
+
+    def require(self, kind: Kind[M], *parts: str) -> M:
+        """The cached message (do not change it), or NotFound."""
+        message = self.cache.get(kind, *parts)
+        if message is None:
+            raise missing(kind, *parts)
+        return message
+
+    async def transact(self, decide: Callable[[Transaction], T], *, guards: Sequence[Guard] = (), serial: str = "") -> T:
+        """Run `decide` on a snapshot and commit what it wrote; its answer, once this replica's reads show the commit.
+
+        `decide` is plain and quick, may raise to give up, and may run again from the start: it has no effect but through
+        the transaction. `guards` are added to the commit: a leader's fence. `serial` names what callers on this replica
+        queue for instead of racing: the one record that all of them write (a quota ledger).
+        Raises what `decide` raises; Unavailable when the store does not answer or the race is lost ATTEMPTS times.
+        """
+        async with self._queue(serial):
+            for attempt in range(ATTEMPTS):
+                transaction = Transaction(self.cache)
+                answer = decide(transaction)
+                writes, own_guards = transaction.writes()
+                if not writes:
+                    return answer
+                try:
+                    revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
+                except Stale as stale:
+                    if any(guard.what == "created" for guard in guards) and await self._fenced(guards):
+                        raise
+                    await self.cache.wait(stale.revision)
+                    if attempt > 2:
+                        await asyncio.sleep(random.uniform(0, 0.005 * attempt))  # noqa: S311 - spreads retries, no secret
+                    continue
+                await self.cache.wait(revision)
+                return answer
+        raise Unavailable("store.contended", f"lost the race {ATTEMPTS} times: try again")
+
+    async def _fenced(self, guards: Sequence[Guard]) -> bool:
+        """Whether a fence among the guards has fallen: this leader is none any more, and trying again is no use."""
+        for guard in guards:
+            if guard.what == "created" and (await self.store.get(guard.key)).created != guard.revision:
+                return True
+        return False
+
+    @contextlib.asynccontextmanager
+    async def _queue(self, name: str) -> AsyncIterator[None]:
+        if not name:
+            yield
+            return
+        lock, users = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(name)
+            if users > 1:
+                self._locks[name] = (lock, users - 1)
+
+
+def missing(kind: Kind, *parts: str) -> NotFound:
+    """The NotFound for an id of a kind: "Server x could not be found." """
+    noun = kind.message.DESCRIPTOR.name.removesuffix("Record")
+    return NotFound(f"{kind.prefix.strip('/').replace('/', '.')}.missing", f"{noun} {parts[-1]} could not be found.")

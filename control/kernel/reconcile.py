@@ -1,0 +1,140 @@
+"""From changes to calls of reconcile(key): each key by one worker at a time, again after failure, all of them now and then.
+
+A reconciler is given a key, never an event: it reads everything, compares, takes one step and is called again. So a
+change that is missed costs a resync period and nothing else.
+"""
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+from control.kernel.cache import Cache, Change
+from control.kernel.errors import Error
+
+log = logging.getLogger(__name__)
+
+#: Seconds. A failing key is tried again after 0.05, 0.1, 0.2 ... up to MAX_BACKOFF; a full pass is made each RESYNC.
+#: A shorter RESYNC costs CPU when nothing happens, a longer one delays the repair of what no change announced.
+FIRST_BACKOFF, MAX_BACKOFF, RESYNC = 0.05, 30.0, 60.0
+
+
+class WorkQueue:
+    """Keys to look at, each at most once in the queue and at most once in work."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._due: set[str] = set()            # what the queue holds
+        self._working: set[str] = set()
+        self._again: set[str] = set()          # added while in work
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._failures: dict[str, int] = {}
+
+    def add(self, key: str) -> None:
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._due:
+            self._due.add(key)
+            self._queue.put_nowait(key)
+
+    def add_later(self, key: str, seconds: float) -> None:
+        """Add a key after a while, or sooner if something else adds it."""
+        if key not in self._timers and key not in self._due:
+            self._timers[key] = asyncio.get_running_loop().call_later(seconds, self._timed, key)
+
+    def failed(self, key: str) -> None:
+        """Add a key after its back-off, which doubles with each failure in a row."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(FIRST_BACKOFF * 2 ** min(failures - 1, 16), MAX_BACKOFF)
+        self.add_later(key, delay * random.uniform(0.75, 1.25))  # noqa: S311 - spreads retries, no secret
+
+    def succeeded(self, key: str) -> None:
+        self._failures.pop(key, None)
+
+    async def take(self) -> str:
+        """The next key; the caller says done() when it has worked on it."""
+        key = await self._queue.get()
+        self._due.discard(key)
+        self._working.add(key)
+        return key
+
+    def done(self, key: str) -> None:
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _timed(self, key: str) -> None:
+        self._timers.pop(key, None)
+        self.add(key)
+
+
+class Controller:
+    """Runs one reconciler over the keys that changes name.
+
+    Args:
+      name: for logs, "compute.servers".
+      keys_of: the keys to look at after a change; quick, no I/O.
+      all_keys: every key there is, for the first pass and each resync.
+      reconcile: one step for one key. Returns None when reality agrees, else the seconds after which to be called
+        again (0: at once). May raise: the key backs off.
+    """
+
+    def __init__(self, name: str, cache: Cache, *, keys_of: Callable[[Change], Iterable[str]],
+                 all_keys: Callable[[], Iterable[str]], reconcile: Callable[[str], Awaitable[float | None]],
+                 workers: int = 4, resync: float = RESYNC):
+        self.name = name
+        self._cache = cache
+        self._keys_of = keys_of
+        self._all_keys = all_keys
+        self._reconcile = reconcile
+        self._workers = workers
+        self._resync = resync
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        await self._cache.ready.wait()
+        queue = WorkQueue()
+
+        def on_change(change: Change) -> None:
+            for key in self._keys_of(change):
+                queue.add(key)
+
+        with self._cache.listening(on_change):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._workers):
+                        group.create_task(self._work(queue))
+                    while True:
+                        for key in self._all_keys():
+                            queue.add(key)
+                        await asyncio.sleep(self._resync)
+            finally:
+                queue.close()
+
+    async def _work(self, queue: WorkQueue) -> None:
+        while True:
+            key = await queue.take()
+            try:
+                again = await self._reconcile(key)
+            except Error as error:
+                log.warning("%s %s: %s", self.name, key, error)
+                queue.failed(key)
+            except Exception:
+                log.exception("%s %s failed", self.name, key)
+                queue.failed(key)
+            else:
+                queue.succeeded(key)
+                if again is not None:
+                    if again > 0:
+                        queue.add_later(key, again)
+                    else:
+                        queue.add(key)
+            finally:
+                queue.done(key)
