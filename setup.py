@@ -48,6 +48,6 @@ for kernel in KERNELS:
 setup(
     ext_modules=cythonize(
         KERNELS, force=DEBUG,
-        compiler_directives={"language_level": 3, **({"boundscheck": True, "wraparound": True} if DEBUG else {})}),
+        compiler_directives={"language_level": 3, "boundscheck": DEBUG, "wraparound": DEBUG}),
     cmdclass={"build_py": BuildPy},
 )
