@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protos.image.v1.images_pb2 import Image
-
 from control.kernel.database import Transaction
+from control.kernel.fleet import Placed, Refused, Wanted
 from control.kernel.rpc import Caller
+from protos.image.v1.images_pb2 import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,9 @@ class Address:
     mac: str
     type: str                  # "fixed" or "floating"
     port_id: str
+
+
+__all__ = ["Address", "Console", "Images", "Placed", "Placer", "PortRequest", "Ports", "Refused", "Wanted"]
 
 
 class Ports(Protocol):
@@ -67,31 +70,6 @@ class Ports(Protocol):
 
     def wired(self, server_id: str) -> bool:
         """Whether every port of the server was reported up by its host."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What one server needs of a host."""
-
-    server_id: str
-    project_id: str
-    vcpus: int
-    ram_mib: int
-    disk_gib: int
-    zone: str = ""             # "" for any
-    host: str = ""             # only this one
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    host: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """No host fits. `reason` counts hosts per constraint and names the nearest miss; safe to show to the project."""
-
-    reason: str
 
 
 class Placer(Protocol):

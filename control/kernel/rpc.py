@@ -62,6 +62,7 @@ class Call:
     microversion: tuple[int, int] | None = None    # None: the native API, which has everything
     remote: str = ""
     base_url: str = ""                             # "http://host:5000" as the client wrote it; "" for gRPC
+    peer: str = ""                                 # common name of the client's certificate; "" without one
     timeout: float = DEFAULT_DEADLINE
     #: Set by the dispatcher before the handler runs; on a public rpc without a token it stays None.
     caller_or_none: Caller | None = None
@@ -122,8 +123,9 @@ class Dispatcher:
         self.services.append(service)
         for descriptor in service.methods:
             policy = descriptor.GetOptions().Extensions[options_pb2.policy]
-            if policy != "public" and policy not in POLICIES:
-                raise ValueError(f"{descriptor.full_name} has policy {policy!r}, not public or one of {', '.join(POLICIES)}")
+            if policy not in POLICIES and policy not in ("public", "peer"):
+                raise ValueError(f"{descriptor.full_name} has policy {policy!r}, not public, peer or one of "
+                                 f"{', '.join(POLICIES)}")
             name = f"/{service.full_name}/{descriptor.name}"
             self.methods[name] = Method(
                 name, getattr(servicer, descriptor.name), descriptor,
@@ -167,6 +169,10 @@ class Dispatcher:
             _log_call(method, call, outcome, started)
 
     async def _enter(self, method: Method, call: Call) -> None:
+        if method.policy == "peer":
+            if not call.peer:
+                raise Unauthenticated("peer", "This call needs a client certificate of this cloud.")
+            return
         if method.policy == "public":
             if call.token:
                 call.caller_or_none = await self._authenticator.authenticate(call.token)
@@ -242,7 +248,8 @@ def _handler(dispatcher: Dispatcher, method: Method) -> grpc.RpcMethodHandler:
 def _call_of(context: grpc.aio.ServicerContext) -> Call:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     token = metadata.get("x-auth-token") or metadata.get("authorization", "").removeprefix("Bearer ")
-    call = Call(token=token, remote=context.peer())
+    names = context.auth_context().get("x509_common_name", [])
+    call = Call(token=token, remote=context.peer(), peer=names[0].decode() if names else "")
     remaining = context.time_remaining()
     if remaining is not None:
         call.timeout = min(remaining, DEFAULT_DEADLINE)

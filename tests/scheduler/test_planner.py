@@ -38,7 +38,8 @@ def test_the_counts_of_a_refusal_add_up_and_what_is_lacking_would_make_it_fit(ho
 
 def test_a_refusal_counts_hosts_by_constraint_and_names_the_nearest_miss():
     fleet = [Host("a", (4, 4096, 10), (0, 3072, 0), "nova"), Host("b", (4, 8192, 10), (0, 8000, 0), "nova"),
-             Host("c", (4, 8192, 10), (0, 0, 0), "nova", open=False, closed_because="down"), Host("d", (9, 9999, 99), (0, 0, 0), "far")]
+             Host("c", (4, 8192, 10), (0, 0, 0), "nova", open=False, closed_because="down"),
+             Host("d", (9, 9999, 99), (0, 0, 0), "far")]
     [refusal] = Snapshot(fleet).plan([Request("r", (1, 2048, 1), zone="nova")])
     assert refusal.ruled_out == {"down": 1, "not in zone nova": 1, "without enough RAM": 2}
     assert refusal.nearest == "b"      # it lacks 1856 of 8192, a lacks 1024 of 4096
