@@ -1,0 +1,163 @@
+"""`brume up`, `down`, `status` and `env`: a whole cloud on this machine.
+
+`up` may be run at any moment and any number of times: it starts what does not run, makes what is missing and touches
+nothing that is right. `down` leaves only the state directory, `down --purge` not even that.
+"""
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from control.cli import credentials, preflight, processes, seed
+from control.kernel import config as settings
+
+console = Console(stderr=True, highlight=False)
+
+
+@click.command()
+@click.option("--listen", metavar="ADDRESS", help="Address for clients.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="REST; gRPC, agents and etcd use the four ports after it.  [default: 5000]")
+@click.option("--public-url", metavar="URL", help="The cloud's root as clients reach it, where --listen does not say it.")
+@click.option("--certificate", type=click.Path(exists=True, dir_okay=False), help="TLS for clients: certificate chain (PEM).")
+@click.option("--key", type=click.Path(exists=True, dir_okay=False), help="TLS for clients: private key (PEM).")
+@click.option("--public-cidr", metavar="CIDR", help="Range of the public network.  [default: 172.24.4.0/24]")
+@click.option("--name", help="Prefix of what the cloud makes on the host.  [default: brume]")
+@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings (TOML).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.option("--no-seed", is_flag=True, help="Leave out the first flavors and the guest image.")
+@click.pass_obj
+def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed: bool, **flags: Any) -> None:
+    """Start a cloud on this machine, or what is missing of it."""
+    config = settings.load(state_dir, config_file, **flags)
+    steps = Steps(quiet=as_json)
+    if not processes.supervisor_pid(config):
+        problems = preflight.check(config) if processes.wait_for_lock(config) else [preflight.Problem(
+            "processes of this cloud still run without their supervisor", "end those in "
+            f"{config.path('run')}/*.pid, then run `brume up` again")]
+        if problems:
+            for problem in problems:
+                click.echo(f"{problem.what}: {problem.remedy}", err=True)
+            sys.exit(1)
+        with steps("prepare certificates and passwords"):
+            settings.save(config)
+            processes.prepare(config)
+    logins = credentials.ensure(config)
+    credentials.write_client_files(config, logins)
+    if not processes.supervisor_pid(config):
+        with steps("start processes"):
+            processes.start_supervisor(config)
+    with steps("wait for the API"):
+        processes.wait_for_api(config)
+    with steps("wait for the host"):
+        processes.wait_for_host(config, logins["admin"].session(config))
+    if not no_seed:
+        seed.ensure(config, logins["admin"].session(config), steps)
+    if as_json:
+        click.echo(json.dumps({"auth_url": config.auth_url, "clouds_yaml": str(config.path("clouds.yaml")),
+                               "openrc": str(config.path("openrc")), "seconds": steps.seconds}))
+    else:
+        _print_summary(config, steps)
+
+
+@click.command()
+@click.option("--purge", is_flag=True, help="Delete the state directory too: all servers, images, users. There is no way back.")
+@click.option("--yes", is_flag=True, help="Do not ask before --purge.")
+@click.pass_obj
+def down(state_dir: Path | None, purge: bool, yes: bool) -> None:
+    """Stop the cloud and take down all that it made on this host. Its data stay, unless --purge is given."""
+    config = settings.load(state_dir)
+    if purge and not yes and sys.stdin.isatty():
+        click.confirm(f"Delete everything in {config.state_dir}?", abort=True)
+    steps = Steps()
+    with steps("stop the control plane and the agent"):
+        processes.stop_roles(config)
+    with steps("take down servers and networks"):
+        processes.teardown_host(config)
+    with steps("stop the rest"):
+        processes.stop_supervisor(config)
+    if purge and config.state_dir.exists():
+        with steps(f"delete {config.state_dir}"):
+            shutil.rmtree(config.state_dir)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def status(state_dir: Path | None, as_json: bool) -> None:
+    """Show the cloud's processes on this machine, and whether its API answers. Exit status 1 when something is missing."""
+    config = settings.load(state_dir)
+    rows = processes.status(config)
+    answers = processes.api_answers(config)
+    if as_json:
+        click.echo(json.dumps({"auth_url": config.auth_url, "api": answers, "processes": rows}))
+    else:
+        table = Table("process", "pid", "up for", "memory (MiB)", "log")
+        for row in rows:
+            table.add_row(row["name"], str(row["pid"] or "-"), f"{row['seconds']:.0f} s" if row["pid"] else "-",
+                          f"{row['memory_mib']:.0f}" if row["pid"] else "-", row["log"])
+        Console().print(table)
+        click.echo(f"{config.auth_url} {'answers' if answers else 'does not answer'}")
+    if not answers or not all(row["pid"] for row in rows):
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--demo", is_flag=True, help="As the user demo instead of admin.")
+@click.pass_obj
+def env(state_dir: Path | None, demo: bool) -> None:
+    """Print what points OpenStack clients at the cloud: eval "$(brume env)"."""
+    config = settings.load(state_dir)
+    clouds = config.path("clouds.yaml")
+    if not clouds.exists():
+        raise click.ClickException(f"there is no cloud in {config.state_dir}: run `brume up` first")
+    click.echo(f"export OS_CLIENT_CONFIG_FILE='{clouds}'\nexport OS_CLOUD={'brume-demo' if demo else 'brume'}")
+
+
+class Steps:
+    """Times named steps and shows each as it runs; `seconds` has what each took."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.seconds: dict[str, float] = {}
+        self._quiet = quiet
+
+    def __call__(self, name: str) -> "_Step":
+        return _Step(self, name)
+
+    def done(self, name: str, seconds: float, failed: bool) -> None:
+        self.seconds[name] = round(seconds, 2)
+        if not self._quiet:
+            console.print(f"{'[red]failed[/]' if failed else '[green]ok[/]':<8} {name} [dim]({seconds:.1f} s)[/]")
+
+    @property
+    def quiet(self) -> bool:
+        return self._quiet
+
+
+class _Step:
+    def __init__(self, steps: Steps, name: str):
+        self._steps, self._name = steps, name
+        self._status = console.status(name) if not steps.quiet and console.is_terminal else None
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+        if self._status:
+            self._status.start()
+
+    def __exit__(self, kind: Any, *rest: object) -> None:
+        if self._status:
+            self._status.stop()
+        self._steps.done(self._name, time.monotonic() - self._started, kind is not None)
+
+
+def _print_summary(config: settings.Config, steps: Steps) -> None:
+    console.print(f"\nThe cloud answers at [bold]{config.auth_url}[/] (gRPC on port {config.grpc_port}); "
+                  f"up in {sum(steps.seconds.values()):.1f} s.")
+    console.print(f"  clouds.yaml   {config.path('clouds.yaml')}  (clouds brume and brume-demo)")
+    console.print(f"  openrc        {config.path('openrc')}")
+    console.print('  any client    eval "$(brume env)"\n  first server  brume demo')

@@ -1,0 +1,235 @@
+"""The processes of a cloud on one machine: what they are, starting, waiting, stopping.
+
+Whether any runs is told by a lock that the supervisor and all its children hold, so a stale pid file says nothing.
+"""
+import fcntl
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from control.cli.session import RestError, Session
+from control.kernel import config as settings
+from control.kernel.config import Config
+
+#: Seconds to wait for the API and the host after a start; on a slow machine they are what a first start needs, threefold.
+API_WITHIN, HOST_WITHIN, STOP_WITHIN = 60.0, 90.0, 90.0
+
+
+def prepare(config: Config) -> None:
+    """Make directories and certificates, and write the list that the supervisor starts."""
+    from control.kernel import pki
+    for part in ("run", "log"):
+        config.path(part).mkdir(mode=0o700, parents=True, exist_ok=True)
+    pki.ensure(config)
+    settings.write_private(config.path("run", "processes.json"), json.dumps(plan(config), indent=1).encode())
+
+
+def plan(config: Config) -> list[dict[str, Any]]:
+    """What runs for a cloud on one machine, in the order in which it is started."""
+    from agents.hypervisor import libvirtd
+    from control.kernel import etcd_server
+    role = [sys.executable, "-m", "control.cli.main", "--state-dir", str(config.state_dir)]
+    wanted = []
+    if not config.etcd:
+        wanted.append({"name": "etcd", "argv": etcd_server.command(config), "environment": etcd_server.environment()})
+    if not config.hypervisor and not config.libvirt_uri and libvirtd.private_needed():
+        wanted.append({"name": "libvirtd", "argv": libvirtd.command(config.path("libvirt"))})
+    wanted.append({"name": "control", "argv": [*role, "control"]})
+    wanted.append({"name": "agent", "argv": [*role, "agent"]})
+    return wanted
+
+
+# Starting
+
+def supervisor_pid(config: Config) -> int:
+    """The supervisor's pid; 0 when none runs."""
+    pid = _read_pid(config.path("run", "supervisor.pid"))
+    return pid if pid and not _lock_is_free(config) and _alive(pid) else 0
+
+
+def wait_for_lock(config: Config, within: float = 25.0) -> bool:
+    """Wait until nothing of an earlier run is left; False when something stays."""
+    limit = time.monotonic() + within
+    while not _lock_is_free(config):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def start_supervisor(config: Config) -> None:
+    """Start the supervisor as a daemon of its own session."""
+    log = os.open(config.path("log", "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        subprocess.Popen([sys.executable, "-S", str(Path(__file__).with_name("supervisor.py")), str(config.state_dir)],
+                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+                         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    finally:
+        os.close(log)
+
+
+def wait_for_api(config: Config) -> None:
+    """Return once GET /v3 answers 200. Raises ClickException with the end of the log that says why not."""
+    limit = time.monotonic() + API_WITHIN
+    while not api_answers(config):
+        if time.monotonic() > limit:
+            raise click.ClickException(f"the API does not answer at {config.auth_url} after {API_WITHIN:.0f} s\n"
+                                       + log_ends(config, "supervisor", "etcd", "control"))
+        time.sleep(0.05)
+
+
+def wait_for_host(config: Config, session: Session) -> None:
+    """Return once this host is up in the cloud's eyes. Raises ClickException with the end of the log that says why not."""
+    limit = time.monotonic() + HOST_WITHIN
+    while True:
+        try:
+            services = session.request("GET", "compute", "/os-services?binary=nova-compute")["services"]
+            if any(service["host"] == config.host_name and service["state"] == "up" for service in services):
+                return
+        except RestError as error:
+            if error.status and error.status < 500:
+                raise
+        if time.monotonic() > limit:
+            raise click.ClickException(f"host {config.host_name} did not attach within {HOST_WITHIN:.0f} s\n"
+                                       + log_ends(config, "supervisor", "libvirtd", "agent"))
+        time.sleep(0.1)
+
+
+def api_answers(config: Config) -> bool:
+    parts = urlsplit(config.url)
+    host = "127.0.0.1" if config.listen == "0.0.0.0" else "::1" if config.listen == "::" else config.listen
+    if config.certificate:
+        context = ssl.create_default_context(cafile=config.certificate)
+        context.check_hostname = False      # it is asked by its address; clients check the name
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, config.port, timeout=5, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, config.port, timeout=5)
+    try:
+        connection.request("GET", "/v3", headers={"Host": parts.netloc})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def log_ends(config: Config, *names: str, lines: int = 6) -> str:
+    """The last lines of some processes' logs, for an error message."""
+    parts = []
+    for name in names:
+        log = config.path("log", f"{name}.log")
+        if log.exists() and (tail := log.read_text(errors="replace").splitlines()[-lines:]):
+            parts.append(f"--- {log}\n" + "\n".join(tail))
+    return "\n".join(parts)
+
+
+# Looking
+
+def status(config: Config) -> list[dict[str, Any]]:
+    """One row per process: name, pid (0: does not run), seconds since its start, resident memory."""
+    try:
+        names = [item["name"] for item in json.loads(config.path("run", "processes.json").read_text())]
+    except FileNotFoundError:
+        names = []
+    running = bool(supervisor_pid(config))
+    rows = []
+    for name in ["supervisor", *names]:
+        pid = _read_pid(config.path("run", f"{name}.pid")) if running else 0
+        pid = pid if pid and _alive(pid) else 0
+        rows.append({"name": name, "pid": pid, "seconds": _age(pid), "memory_mib": round(memory_mib(pid), 1),
+                     "log": str(config.path("log", f"{name}.log"))})
+    return rows
+
+
+def memory_mib(pid: int) -> float:
+    """Resident memory of a process in MiB, shared pages counted by their share (Pss); 0 when it does not run."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0.0
+
+
+# Stopping
+
+def stop_roles(config: Config) -> None:
+    """Ask the supervisor to end the agent and the control plane, and to keep the rest for the teardown."""
+    if pid := supervisor_pid(config):
+        os.kill(pid, signal.SIGUSR1)
+        names = [config.path("run", f"{name}.pid") for name in ("agent", "control")]
+        _wait(lambda: not any(path.exists() for path in names), "the agent and the control plane")
+
+
+def teardown_host(config: Config) -> None:
+    """Take down servers, networks and tables that this cloud made on the host."""
+    import asyncio
+
+    from agents import main as agent
+    from control.cli.roles import agent_config
+    asyncio.run(agent.teardown(agent_config(config)))
+
+
+def stop_supervisor(config: Config) -> None:
+    """End the supervisor and with it every process of the cloud."""
+    if pid := supervisor_pid(config):
+        os.kill(pid, signal.SIGTERM)
+    _wait(lambda: _lock_is_free(config), "the cloud's processes")
+
+
+def _wait(done: Any, what: str) -> None:
+    limit = time.monotonic() + STOP_WITHIN
+    while not done():
+        if time.monotonic() > limit:
+            raise click.ClickException(f"{what} did not end within {STOP_WITHIN:.0f} s")
+        time.sleep(0.05)
+
+
+def _lock_is_free(config: Config) -> bool:
+    try:
+        lock = os.open(config.path("run", "lock"), os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def _read_pid(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+
+
+def _age(pid: int) -> float:
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0

@@ -1,0 +1,112 @@
+"""The CLI's own way to the REST API: a token, the catalog, JSON in and out, over one kept connection per service."""
+import http.client
+import json
+import ssl
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from control.kernel.config import Config
+
+#: Seconds that one answer may take.
+TIMEOUT = 60.0
+
+
+class RestError(Exception):
+    """An answer of 400 or more, or none at all. `status` is 0 when the cloud did not answer."""
+
+    def __init__(self, status: int, text: str):
+        super().__init__(text)
+        self.status = status
+
+
+class Session:
+    """A user of the cloud in one project. Logs in at the first request, and again when its token is refused.
+
+    Raises RestError from every request; a service that the catalog lacks is one, too.
+    """
+
+    def __init__(self, config: Config, user: str, password: str, project: str):
+        self._auth = {
+            "identity": {"methods": ["password"], "password": {
+                "user": {"name": user, "domain": {"id": "default"}, "password": password}}},
+            "scope": {"project": {"name": project, "domain": {"id": "default"}}}}
+        self._auth_url = config.auth_url
+        self._certificate = config.certificate
+        self._token = ""
+        self._endpoints: dict[str, str] = {}
+        self._connections: dict[str, http.client.HTTPConnection] = {}
+
+    def request(self, method: str, service: str, path: str, body: Any = None, *,
+                headers: dict[str, str] | None = None) -> Any:
+        """One call of a service by its catalog type; the decoded answer, None when it is empty.
+
+        `body` is sent as JSON; bytes, or an iterable of them, as they are.
+        """
+        if not self._token:
+            self._log_in()
+        try:
+            return self._send(method, self._url(service, path), body, headers or {})[1]
+        except RestError as error:
+            if error.status != 401:
+                raise
+        self._log_in()
+        return self._send(method, self._url(service, path), body, headers or {})[1]
+
+    def _url(self, service: str, path: str) -> str:
+        if service not in self._endpoints:
+            raise RestError(404, f"the catalog has no service of type {service}")
+        return self._endpoints[service].rstrip("/") + path
+
+    def _log_in(self) -> None:
+        headers, body = self._send("POST", f"{self._auth_url}/auth/tokens", {"auth": self._auth}, {}, token=False)
+        self._token = headers["X-Subject-Token"]
+        self._endpoints = {service["type"]: endpoint["url"] for service in body["token"]["catalog"]
+                           for endpoint in service["endpoints"] if endpoint["interface"] == "public"}
+
+    def _send(self, method: str, url: str, body: Any, headers: dict[str, str], *, token: bool = True) -> tuple[Any, Any]:
+        parts = urlsplit(url)
+        headers = {"Accept": "application/json", **headers}
+        if token:
+            headers["X-Auth-Token"] = self._token
+        if body is not None and not isinstance(body, bytes) and (isinstance(body, dict | list) or not isinstance(body, Iterable)):
+            body = json.dumps(body).encode()
+            headers.setdefault("Content-Type", "application/json")
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        for fresh in (False, True):
+            connection = self._connect(parts.scheme, parts.netloc, fresh=fresh)
+            try:
+                connection.request(method, target, body=body, headers=headers, encode_chunked=not isinstance(body, bytes | None))
+                answer = connection.getresponse()
+                data = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as error:
+                # A kept connection may have been closed meanwhile; a stream of bytes can be sent only once.
+                if fresh or not isinstance(body, bytes | None):
+                    raise RestError(0, f"{parts.scheme}://{parts.netloc} does not answer: {error}") from error
+        if answer.status >= 400:
+            raise RestError(answer.status, f"{method} {target}: {answer.status} {message_of(data)}")
+        return answer.headers, json.loads(data) if data and "json" in answer.headers.get("Content-Type", "") else None
+
+    def _connect(self, scheme: str, netloc: str, *, fresh: bool) -> http.client.HTTPConnection:
+        if fresh and netloc in self._connections:
+            self._connections.pop(netloc).close()
+        if netloc not in self._connections:
+            if scheme == "https":
+                context = ssl.create_default_context(cafile=self._certificate or None)
+                self._connections[netloc] = http.client.HTTPSConnection(netloc, timeout=TIMEOUT, context=context)
+            else:
+                self._connections[netloc] = http.client.HTTPConnection(netloc, timeout=TIMEOUT)
+        return self._connections[netloc]
+
+
+def message_of(data: bytes) -> str:
+    """The human part of an error body, whichever service wrote it."""
+    try:
+        body = json.loads(data)
+        inner = next(iter(body.values())) if isinstance(body, dict) and body else body
+        if isinstance(inner, dict):
+            return str(inner.get("message", inner))
+        return str(inner)
+    except ValueError:
+        return data[:300].decode("utf-8", "replace")
