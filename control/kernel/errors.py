@@ -59,13 +59,14 @@ class Conflict(Error):
 
 
 class Stale(Conflict):
-    """A commit lost the race: a guarded record changed. `revision` is the store's when it refused."""
+    """A commit lost the race: a guarded record changed. `revision` is the store's when it refused, `key` the record's."""
 
     status = grpc.StatusCode.ABORTED
 
-    def __init__(self, reason: str, text: str, revision: int = 0):
+    def __init__(self, reason: str, text: str, revision: int = 0, *, key: str = ""):
         super().__init__(reason, text)
         self.revision = revision
+        self.key = key
 
 
 class TooLarge(Error):

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from control.kernel.errors import Stale, Unavailable
 
-#: etcd's defaults; a commit beyond them is refused before it is sent.
-MAX_OPERATIONS = 128
+#: A commit beyond these is refused before it is sent: etcd's default of 128 less the one that the store adds, and of
+#: 1.5 MiB less what a transaction of so many operations weighs beside keys and values.
+MAX_OPERATIONS = 127
 MAX_BYTES = 1_500_000
 
 
@@ -84,7 +85,9 @@ class Store(Protocol):
     async def commit(self, *writes: Record, guards: Sequence[Guard] = ()) -> int:
         """Apply all writes at one new revision and return it, or none.
 
-        Raises Stale when a write's revision or a guard does not hold, ValueError beyond MAX_OPERATIONS or MAX_BYTES.
+        Without writes it only compares, and returns the revision at which all guards held. Deleting what is not there
+        changes nothing. Raises Stale when a write's revision or a guard does not hold or a lease has expired, ValueError
+        beyond MAX_OPERATIONS or MAX_BYTES and for two writes of one key.
         """
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
@@ -106,12 +109,20 @@ class Store(Protocol):
         """Let go of connections. Running watches end with Unavailable."""
 
 
+def size_of(writes: Sequence[Record], guards: Sequence[Guard]) -> int:
+    """The bytes that count against MAX_BYTES: values once, keys as often as a transaction names them."""
+    return (sum(3 * len(write.key.encode()) + len(write.value or b"") for write in writes)
+            + sum(2 * len(guard.key.encode()) for guard in guards))
+
+
 def check_size(writes: Sequence[Record], guards: Sequence[Guard]) -> None:
-    """Raise ValueError where etcd would refuse the transaction for its size."""
+    """Raise ValueError where etcd would refuse the transaction for its size or for writing a key twice."""
     operations = len(writes) + len(guards)
-    size = sum(len(write.key) + len(write.value or b"") for write in writes)
+    size = size_of(writes, guards)
     if operations > MAX_OPERATIONS or size > MAX_BYTES:
         raise ValueError(f"a commit of {operations} operations and {size} bytes is beyond {MAX_OPERATIONS} and {MAX_BYTES}")
+    if len({write.key for write in writes}) < len(writes):
+        raise ValueError("a commit writes one key twice: " + ", ".join(sorted(write.key for write in writes)))
 
 
 class MemoryStore:
@@ -140,7 +151,8 @@ class MemoryStore:
         check_size(writes, guards)
         for guard in (*(Guard.unchanged(write.key, write.revision) for write in writes), *guards):
             if not self._holds(guard):
-                raise Stale("store.stale", f"{guard.key} is no longer {guard.what} {guard.revision}", self._revision)
+                raise Stale("store.stale", f"{guard.key} is no longer {guard.what} {guard.revision or ''}".rstrip(),
+                            self._revision, key=guard.key)
         for write in writes:
             if write.lease and write.lease not in self._leases:
                 raise Stale("store.lease", f"lease {write.lease} of {write.key} has expired", self._revision)
@@ -154,12 +166,13 @@ class MemoryStore:
                 yield Batch((), self._compacted, compacted=True)
                 return
             changed = self._changed
-            for batch in [batch for batch in self._history if batch.revision > seen]:
+            first = self._revision - len(self._history) + 1     # the history has one batch for each revision
+            for batch in self._history[max(seen + 1 - first, 0):]:
                 records = [record for record in batch.records if record.key.startswith(prefix)]
                 seen = batch.revision
                 if records:
                     yield Batch(records, batch.revision)
-            if self._revision == seen or not self._history or self._history[-1].revision <= seen:
+            if changed is self._changed:
                 await changed.wait()
 
     async def grant(self, ttl: int) -> int:
@@ -212,6 +225,7 @@ class MemoryStore:
         raise ValueError(f"unknown guard {guard.what!r}")
 
     def _apply(self, writes: Sequence[Record]) -> int:
+        writes = [write for write in writes if write.value is not None or write.key in self._records]
         if not writes:
             return self._revision
         self._revision += 1

@@ -1,0 +1,178 @@
+"""The store over etcd: reads, watches and leases; etcd_commit has the writes, etcd_client the connections.
+
+A watch neither misses a change nor repeats one, whatever happens to connections and members: it always resumes from the
+last revision that it has handed out whole.
+"""
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from control.kernel.errors import Unavailable
+from control.kernel.etcd_client import (
+    DEADLINE,
+    NEED_LEADER,
+    PATIENCE,
+    AioRpcError,
+    Client,
+    Member,
+    prefix_range,
+    rpc_pb2,
+)
+from control.kernel.etcd_commit import Committer
+from control.kernel.pki import Credentials
+from control.kernel.store import Batch, Guard, Record
+
+log = logging.getLogger(__name__)
+
+#: Records in one page of a scan, and seconds that one may take. Larger pages save round trips, and hold etcd and this
+#: process up for longer.
+PAGE, PAGE_DEADLINE = 1000, 5.0
+#: How often a scan starts again when compaction overtakes it.
+SCANS = 5
+
+
+class EtcdStore:
+    """Store over the members of one etcd cluster. Make and use it within one event loop."""
+
+    def __init__(self, endpoints: Sequence[str], credentials: Credentials | None = None, *, patience: float = PATIENCE):
+        self.client = Client(endpoints, credentials, patience=patience)
+        self._committer = Committer(self.client)
+
+    async def get(self, key: str) -> Record:
+        response = await self.client.call(lambda member: member.kv.Range, rpc_pb2.RangeRequest(key=key.encode()))
+        return _record(response.kvs[0]) if response.kvs else Record(key, None)
+
+    async def scan(self, prefix: str) -> tuple[list[Record], int]:
+        for _ in range(SCANS):
+            try:
+                return await self._scan(prefix)
+            except AioRpcError as error:
+                if error.code() != grpc.StatusCode.OUT_OF_RANGE:
+                    raise
+                log.info("a scan of %s was overtaken by compaction: starting again", prefix)
+        raise Unavailable("store.scan", f"a scan of {prefix} was overtaken by compaction {SCANS} times: keep more history")
+
+    async def _scan(self, prefix: str) -> tuple[list[Record], int]:
+        """All pages at the revision of the first. Raises OUT_OF_RANGE when it is compacted meanwhile."""
+        records: list[Record] = []
+        request = rpc_pb2.RangeRequest(limit=PAGE, **prefix_range(prefix))
+        while True:
+            response = await self.client.call(lambda member: member.kv.Range, request, deadline=PAGE_DEADLINE)
+            records += map(_record, response.kvs)
+            request.revision = request.revision or response.header.revision
+            if not response.more:
+                return records, request.revision
+            request.key = response.kvs[-1].key + b"\0"
+
+    async def commit(self, *writes: Record, guards: Sequence[Guard] = ()) -> int:
+        return await self._committer.commit(writes, guards)
+
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+        seen = after
+        while True:
+            member = self.client.member
+            try:
+                async with contextlib.aclosing(self._follow(member, prefix, seen)) as batches:
+                    async for batch in batches:
+                        seen = batch.revision
+                        yield batch
+                        if batch.compacted:
+                            return
+                why = "it ended the stream"
+            except AioRpcError as error:
+                why = error.details() or error.code().name
+            except asyncio.CancelledError:
+                self.client.cancelled()
+                raise
+            self.client.check_open()
+            log.info("watch of %s: lost %s at revision %d (%s), resuming", prefix, member.endpoint, seen, why)
+            self.client.failed(member)
+            await asyncio.sleep(0.1)
+
+    async def _follow(self, member: Member, prefix: str, seen: int) -> AsyncGenerator[Batch, None]:
+        """One stream of one member: batches after `seen`, until it ends."""
+        # It starts one revision early, and passes over it: for a watch that starts at a compacted revision itself etcd
+        # may have forgotten that this revision was a deletion; for an earlier one it says that it is compacted.
+        create = rpc_pb2.WatchCreateRequest(start_revision=max(seen, 1), progress_notify=True, fragment=True,
+                                            **prefix_range(prefix))
+        stream = member.watch.Watch(metadata=NEED_LEADER)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await stream.write(rpc_pb2.WatchRequest(create_request=create))
+            held: list[Record] = []         # of the newest revision, while fragments of it may follow
+            async for response in stream:
+                if response.compact_revision:
+                    yield Batch((), response.compact_revision, compacted=True)
+                    return
+                if response.canceled:
+                    return
+                held += [_changed(event) for event in response.events if event.kv.mod_revision > seen]
+                newest = held[-1].revision if response.fragment and held else 0
+                whole = [record for record in held if record.revision != newest]
+                held = held[len(whole):]
+                if whole:
+                    seen = whole[-1].revision
+                    yield Batch(whole, seen)
+                elif not response.events and not response.created and response.header.revision > seen:
+                    seen = response.header.revision
+                    yield Batch((), seen)
+        except TimeoutError:
+            return
+        finally:
+            stream.cancel()
+
+    async def grant(self, ttl: int) -> int:
+        # With an id of our own a second try finds the lease that the first one made.
+        request = rpc_pb2.LeaseGrantRequest(TTL=ttl, ID=secrets.randbits(62) + 1)
+        with _tolerating(grpc.StatusCode.FAILED_PRECONDITION):
+            await self.client.call(lambda member: member.lease.LeaseGrant, request)
+        return request.ID
+
+    async def keep_alive(self, lease: int) -> bool:
+        def renew(member: Member) -> Callable:
+            async def first_answer(request: rpc_pb2.LeaseKeepAliveRequest, timeout: float) -> bool:
+                stream = member.lease.LeaseKeepAlive(timeout=timeout, metadata=NEED_LEADER)
+                try:
+                    await stream.write(request)
+                    async for response in stream:
+                        return response.TTL > 0
+                    raise Unavailable("store.unavailable", f"etcd at {member.endpoint} ended a lease's stream")
+                finally:
+                    stream.cancel()
+            return first_answer
+
+        return await self.client.call(renew, rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+
+    async def revoke(self, lease: int) -> None:
+        with _tolerating(grpc.StatusCode.NOT_FOUND):
+            await self.client.call(lambda member: member.lease.LeaseRevoke, rpc_pb2.LeaseRevokeRequest(ID=lease))
+
+    async def close(self) -> None:
+        self.client.closed = True
+        await self._committer.close()
+        await self.client.close()
+
+
+@contextlib.contextmanager
+def _tolerating(code: grpc.StatusCode) -> Iterator[None]:
+    """Take a refusal for success: an earlier try, or somebody else, did it already."""
+    try:
+        yield
+    except AioRpcError as error:
+        if error.code() != code:
+            raise
+
+
+def _record(kv: Any) -> Record:
+    return Record(kv.key.decode(), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
+
+
+def _changed(event: Any) -> Record:
+    if event.type == event.DELETE:
+        return Record(event.kv.key.decode(), None, event.kv.mod_revision)
+    return _record(event.kv)

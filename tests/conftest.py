@@ -1,0 +1,123 @@
+"""Fixtures for every test: a real etcd with mutual TLS, started once a session, and a store of each kind."""
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from control.kernel import etcd_server
+from control.kernel.etcd_client import Client, prefix_range, rpc_pb2
+from control.kernel.etcd_store import EtcdStore
+from control.kernel.pki import Credentials
+from control.kernel.store import MemoryStore
+
+
+class Etcd:
+    """One etcd process on free loopback ports with its data below a directory; may be killed and started again."""
+
+    def __init__(self, directory: Path):
+        self.config = etcd_server.Config(
+            data_dir=directory / "data", credentials=etcd_server.server_credentials(directory / "pki"),
+            client_port=free_port(), peer_port=free_port(), progress_interval="1s")
+        self.credentials: Credentials = etcd_server.client_credentials(directory / "pki")
+        self.log = directory / "etcd.log"
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return self.config.endpoint
+
+    def start(self) -> None:
+        """Start it, without waiting until it is ready."""
+        etcd_server.prepare(self.config)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(etcd_server.command(self.config), env=etcd_server.environment(), stdout=log,
+                                            stderr=log)
+
+    async def ready(self) -> None:
+        await etcd_server.wait_ready([self.endpoint], self.credentials)
+
+    def kill(self) -> None:
+        """As a crash does: no last words."""
+        if self.process:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def store(self, endpoint: str | None = None, **options) -> EtcdStore:
+        return EtcdStore([endpoint or self.endpoint], self.credentials, **options)
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """The session's etcd, for tests that leave it running. Its keys are the test's own from start to end."""
+    if not shutil.which("etcd"):
+        pytest.skip("no etcd here: apt-get install etcd-server")
+    server = Etcd(tmp_path_factory.mktemp("etcd"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_etcd(tmp_path: Path) -> Iterator[Etcd]:
+    """An etcd of the test's own, running, for tests that kill it."""
+    if not shutil.which("etcd"):
+        pytest.skip("no etcd here: apt-get install etcd-server")
+    server = Etcd(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def etcd_store(etcd: Etcd) -> AsyncIterator[EtcdStore]:
+    """An EtcdStore on an empty keyspace."""
+    await etcd.ready()
+    await empty(etcd)
+    store = etcd.store()
+    yield store
+    await store.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[MemoryStore | EtcdStore]:
+    """An empty store: each test that takes it runs on both kinds."""
+    if request.param == "memory":
+        async with contextlib.AsyncExitStack() as stack:
+            memory = MemoryStore()
+            stack.push_async_callback(memory.close)
+            yield memory
+        return
+    etcd: Etcd = request.getfixturevalue("etcd")
+    await etcd.ready()
+    await empty(etcd)
+    etcd_store = etcd.store()
+    yield etcd_store
+    await etcd_store.close()
+
+
+async def empty(etcd: Etcd) -> None:
+    """Delete every key."""
+    client = Client([etcd.endpoint], etcd.credentials)
+    try:
+        await client.call(lambda member: member.kv.DeleteRange, rpc_pb2.DeleteRangeRequest(**prefix_range("")))
+    finally:
+        await client.close()
+
+
+def unique(prefix: str = "") -> str:
+    """A name that no other test uses."""
+    return f"{prefix}{uuid.uuid4().hex[:8]}"
