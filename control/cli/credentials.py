@@ -34,8 +34,9 @@ def write_client_files(config: Config, logins: dict[str, Login]) -> None:
     """clouds.yaml for every login, openrc for the admin."""
     clouds: dict[str, dict] = {}
     for login in logins.values():
-        auth: dict[str, str] = {"auth_url": config.auth_url, "username": login.user, "password": login.password, "project_name": login.project,
-                "user_domain_id": "default", "project_domain_id": "default"}
+        auth: dict[str, str] = {
+            "auth_url": config.auth_url, "username": login.user, "password": login.password,
+            "project_name": login.project, "user_domain_id": "default", "project_domain_id": "default"}
         clouds[login.cloud] = {"auth": auth, "region_name": config.region, "identity_api_version": 3,
                                **({"cacert": config.certificate} if config.certificate else {})}
     write_private(config.path("clouds.yaml"), yaml.safe_dump({"clouds": clouds}, sort_keys=False).encode())

@@ -72,8 +72,7 @@ def start_supervisor(config: Config) -> None:
     log = os.open(config.path("log", "supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         subprocess.Popen([sys.executable, "-S", str(Path(__file__).with_name("supervisor.py")), str(config.state_dir)],
-                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
-                         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
     finally:
         os.close(log)
 

@@ -1,0 +1,42 @@
+# The README's two commands. Each does its own set-up; run again, they take what is there.
+PYTHON ?= python3
+VENV := .venv
+SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
+
+# What a host needs of Debian: etcd; libvirt with QEMU; the network's tools; what builds the small guest; compilers for
+# libvirt-python and the Cython kernels.
+PACKAGES := etcd-server \
+	libvirt-daemon-system libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils genisoimage \
+	dnsmasq-base nftables libnftables1 iproute2 iputils-ping openssh-client \
+	syslinux mtools dosfstools cpio \
+	libvirt-dev pkg-config gcc python3-dev python3-venv
+
+.PHONY: cloud test system environment clean
+
+cloud: environment  ## A cloud on this machine, with a server in it
+	$(SUDO) $(VENV)/bin/brume up
+	$(SUDO) $(VENV)/bin/brume demo
+
+test: environment  ## All tests, the real virtual machine among them
+	$(SUDO) $(VENV)/bin/python -m pytest
+
+system:
+	@missing=$$(for package in $(PACKAGES); do \
+		dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
+
+environment: system $(VENV)/.installed
+
+# The lock file pins the whole development environment; the project itself is installed from this tree.
+$(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find protos scheduler -name '*.proto' -o -name '*.pyx' -o -name '*.pxd')
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the Python environment into $(VENV)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)
