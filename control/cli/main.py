@@ -32,7 +32,7 @@ class Brume(click.Group):
         except (Error, RestError) as error:
             raise click.ClickException(str(error)) from error
         except PermissionError as error:
-            raise click.ClickException(f"{error.filename}: permission denied. A cloud's files belong to root: use sudo.") from error
+            raise click.ClickException(f"{error.filename}: permission denied; a cloud's files are root's: use sudo") from error
 
 
 @click.group(cls=Brume, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -21,16 +21,26 @@ from control.cli.session import RestError, Session
 from control.kernel import config as settings
 from control.kernel.config import Config
 
+if TYPE_CHECKING:
+    from control.kernel.etcd_server import Config as EtcdConfig
+
 #: Seconds to wait for the API and the host after a start; on a slow machine they are what a first start needs, threefold.
 API_WITHIN, HOST_WITHIN, STOP_WITHIN = 60.0, 90.0, 90.0
 
 
 def prepare(config: Config) -> None:
     """Make directories and certificates, and write the list that the supervisor starts."""
-    from control.kernel import pki
+    from control.kernel import etcd_server, pki
+    # Servers run as a user of their own, which must be able to pass through; everything secret below is 0600 or 0700.
+    config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    config.state_dir.chmod(0o711)
     for part in ("run", "log"):
-        config.path(part).mkdir(mode=0o700, parents=True, exist_ok=True)
-    pki.ensure(config)
+        config.path(part).mkdir(mode=0o700, exist_ok=True)
+    etcd_server.client_credentials(config.pki_dir)
+    pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True)
+    pki.ensure_leaf(config.pki_dir, config.host_name, client=True)
+    if not config.etcd:
+        etcd_server.prepare(etcd_config(config))
     settings.write_private(config.path("run", "processes.json"), json.dumps(plan(config), indent=1).encode())
 
 
@@ -41,12 +51,19 @@ def plan(config: Config) -> list[dict[str, Any]]:
     role = [sys.executable, "-m", "control.cli.main", "--state-dir", str(config.state_dir)]
     wanted = []
     if not config.etcd:
-        wanted.append({"name": "etcd", "argv": etcd_server.command(config), "environment": etcd_server.environment()})
-    if not config.hypervisor and not config.libvirt_uri and libvirtd.private_needed():
+        wanted.append({"name": "etcd", "argv": etcd_server.command(etcd_config(config)), "environment": etcd_server.environment()})
+    if not config.hypervisor and libvirtd.is_private(config.libvirt_uri or libvirtd.pick_uri(config.path("libvirt"))):
         wanted.append({"name": "libvirtd", "argv": libvirtd.command(config.path("libvirt"))})
     wanted.append({"name": "control", "argv": [*role, "control"]})
     wanted.append({"name": "agent", "argv": [*role, "agent"]})
     return wanted
+
+
+def etcd_config(config: Config) -> "EtcdConfig":
+    """The cloud's own etcd."""
+    from control.kernel import etcd_server
+    return etcd_server.Config(data_dir=config.path("etcd"), credentials=etcd_server.server_credentials(config.pki_dir),
+                              client_port=config.port + 3, peer_port=config.port + 4)
 
 
 # Starting

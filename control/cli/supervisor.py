@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Process:
-    """One supervised process, as processes.json describes it: name, argv, environment."""
+    """One supervised process, as processes.json describes it: name, argv, and an environment if not the supervisor's own."""
 
     def __init__(self, plan, run_dir, log_dir):
         self.name, self.argv, self.environment = plan["name"], plan["argv"], plan.get("environment", {})
@@ -56,7 +56,7 @@ class Process:
         null = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, log), (2, log)):
             os.dup2(source, target)
-        os.execvpe(self.argv[0], self.argv, {**os.environ, **self.environment})  # noqa: S606 - the state directory's owner wrote the list
+        os.execvpe(self.argv[0], self.argv, self.environment or dict(os.environ))  # noqa: S606 - the state directory's owner wrote the list
 
     def ended(self, status):
         lived = time.monotonic() - self.started

@@ -83,6 +83,11 @@ class Config:
         return self.etcd or (f"https://127.0.0.1:{self.port + 3}",)
 
     @property
+    def pki_dir(self) -> Path:
+        """The authority and the certificates of this machine's parts."""
+        return self.path("pki")
+
+    @property
     def host_name(self) -> str:
         return self.host or socket.gethostname()
 
