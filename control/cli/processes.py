@@ -51,7 +51,8 @@ def plan(config: Config) -> list[dict[str, Any]]:
     role = [sys.executable, "-m", "control.cli.main", "--state-dir", str(config.state_dir)]
     wanted = []
     if not config.etcd:
-        wanted.append({"name": "etcd", "argv": etcd_server.command(etcd_config(config)), "environment": etcd_server.environment()})
+        wanted.append({"name": "etcd", "argv": etcd_server.command(etcd_config(config)),
+                       "environment": etcd_server.environment()})
     if not config.hypervisor and libvirtd.is_private(config.libvirt_uri or libvirtd.pick_uri(config.path("libvirt"))):
         wanted.append({"name": "libvirtd", "argv": libvirtd.command(config.path("libvirt"))})
     wanted.append({"name": "control", "argv": [*role, "control"]})
