@@ -1,0 +1,82 @@
+"""Which REST API a proto package is, and what the options of its descriptors say.
+
+A package's API stands as (brume.v1.api) in one of its files: the service's own, or api.proto beside it.
+"""
+import importlib
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
+
+from protos.brume.v1 import options_pb2
+
+Family = options_pb2.Api.Family
+
+#: A microversion as one number, greater than every real one: the API has none, or the caller takes everything.
+EVERYTHING = 10 ** 9
+
+
+def number(microversion: str) -> int:
+    """ "2.96" as a number that compares as microversions do; "" is 0."""
+    if not microversion:
+        return 0
+    major, minor = microversion.split(".")
+    return int(major) * 100_000 + int(minor)
+
+
+@dataclass(frozen=True, eq=False)
+class Api:
+    """One REST API of the listener. `mount` is "" or begins with a slash; neither it nor a prefix ends with one."""
+
+    family: int
+    type: str
+    name: str
+    mount: str
+    endpoint: str
+    versions: tuple[options_pb2.Api.Version, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def version_of(self, path: str) -> options_pb2.Api.Version | None:
+        """The version with microversions that a path below the mount belongs to; None where there is none."""
+        found = [version for version in self.versions
+                 if version.max_version and version.path not in self.aliases
+                 and (path == version.path or path.startswith(version.path.rstrip("/") + "/"))]
+        return max(found, key=lambda version: len(version.path), default=None)
+
+
+def api_of(service: ServiceDescriptor) -> Api:
+    """The API that a service belongs to. Raises LookupError where no file of its package names one."""
+    options = _options(service.file)
+    if options is None:
+        raise LookupError(f"{service.full_name}: neither {service.file.name} nor api.proto beside it has (brume.v1.api)")
+    return Api(options.family, options.type, options.name, options.mount.rstrip("/"), options.endpoint.rstrip("/"),
+               tuple(options.versions), dict(options.aliases))
+
+
+def _options(file: FileDescriptor) -> options_pb2.Api | None:
+    own = file.GetOptions()
+    if own.HasExtension(options_pb2.api):
+        return own.Extensions[options_pb2.api]
+    folder = PurePosixPath(file.name).parent
+    try:
+        module = importlib.import_module(".".join(folder.parts) + ".api_pb2")
+    except ImportError:
+        return None
+    beside = module.DESCRIPTOR.GetOptions()
+    return beside.Extensions[options_pb2.api] if beside.HasExtension(options_pb2.api) else None
+
+
+def field_options(field: FieldDescriptor) -> options_pb2.Field:
+    """A field's REST options."""
+    return field.GetOptions().Extensions[options_pb2.field]
+
+
+def rest_options(method: MethodDescriptor) -> options_pb2.Rest:
+    """An rpc's REST options."""
+    return method.GetOptions().Extensions[options_pb2.rest]
+
+
+def in_json(field: FieldDescriptor) -> bool:
+    """Whether a field may stand in a JSON body at all."""
+    options = field_options(field)
+    return not (options.hidden or options.header or options.query)

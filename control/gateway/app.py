@@ -1,0 +1,213 @@
+"""The ASGI application: every REST call of the cloud, from scope to answer.
+
+A handler runs only for a request that was understood whole; what is wrong with one is told to those who may make it.
+"""
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import re
+from collections.abc import AsyncIterator, Collection
+from typing import Any
+
+from google.protobuf.message import Message
+
+from control.gateway.answers import Answer
+from control.gateway.apis import EVERYTHING, Api, Family, number
+from control.gateway.codec import parse
+from control.gateway.context import Context
+from control.gateway.exchange import Exchange, Receive, Scope, Send
+from control.gateway.faults import WrongMethod, fault
+from control.gateway.microversions import negotiate
+from control.gateway.routes import Endpoint, Match, Routes, Rule
+from control.kernel.errors import Error, Invalid, NotFound
+from control.kernel.rpc import Call, Dispatcher
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"req-[0-9a-fA-F-]{36}\Z")
+
+Query = list[tuple[str, str]]
+
+
+class Gateway:
+    """The application. It owns nothing and may be called by any number of listeners."""
+
+    def __init__(self, dispatcher: Dispatcher, base_url: str | None = None, trusted_proxies: Collection[str] = ()):
+        """
+        Args:
+          base_url: what links begin with; None: what the client wrote to reach us.
+          trusted_proxies: addresses whose X-Forwarded-Proto and -Host are believed.
+        """
+        self._dispatcher = dispatcher
+        self._base_url = base_url
+        self._trusted_proxies = frozenset(trusted_proxies)
+        self.routes = Routes(dispatcher)
+        self._identity = next((api for api in self.routes.apis if api.family == Family.KEYSTONE), None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        elif scope["type"] == "http":
+            await self._exchange(Exchange(scope, receive, send))
+
+    async def _exchange(self, exchange: Exchange) -> None:
+        if exchange.path == "/healthz":
+            await exchange.answer(Answer(200, [("Content-Type", "text/plain; charset=utf-8")], b"OK\n"))
+            return
+        base = exchange.base_url(self._base_url, self._trusted_proxies)
+        call = Call(token=exchange.headers.get("x-auth-token", ""), remote=exchange.remote, base_url=base)
+        if _REQUEST_ID.match(given := exchange.headers.get("x-openstack-request-id", "")):
+            log.debug("%s is part of %s", call.request_id, given)
+        api = self.routes.api_at(exchange.path)
+        common = [("x-openstack-request-id", call.request_id)]
+        try:
+            await self._answer(exchange, call, common)
+        except Error as error:
+            await self._fail(exchange, api, error, call, common)
+        except Exception:
+            log.exception("%s %s %s failed outside its handler", call.request_id, exchange.verb, exchange.path)
+            bug = Error("internal", "An unexpected error happened; the log has it under this request id.")
+            await self._fail(exchange, api, bug, call, common)
+
+    async def _answer(self, exchange: Exchange, call: Call, common: Query) -> None:
+        """Answer a request; `common` grows by headers that an error's answer must have too."""
+        match = self._match(exchange)
+        if match is None:
+            document = self.routes.document(exchange.path, call.base_url)
+            if document is None:
+                raise NotFound("path", "The resource could not be found.")
+            _, status, body = document
+            await exchange.answer(Answer(status, [*common, ("Content-Type", "application/json")], body))
+            return
+        endpoint = match.endpoint
+        api = endpoint.rules[0].api
+        call.microversion, headers = negotiate(api, endpoint.rules[0].path, endpoint.is_alias, exchange.headers)
+        common += headers
+        if api.family == Family.KEYSTONE:
+            common.append(("Vary", "X-Auth-Token"))
+        context = Context(version=number("{}.{}".format(*call.microversion)) if call.microversion else EVERYTHING,
+                          base=call.base_url, mount=api.mount, prefix=endpoint.prefix)
+        rule, body = await self._choose(exchange, endpoint, call, context)
+        try:
+            query = exchange.query()
+            request = await self._request(exchange, match, rule, body, query, context)
+        except Error as error:
+            await self._refuse(rule, error, call)
+        if rule.method.server_streaming:
+            await self._stream(exchange, rule, request, call, context, common)
+            return
+        message = await self._dispatcher.unary(rule.method, request, call)
+        answer = rule.answering.answer(message, call, context, exchange.path, query)
+        answer.headers += common
+        await exchange.answer(answer)
+
+    def _match(self, exchange: Exchange) -> Match | None:
+        """What answers the request; None where only a version document can."""
+        try:
+            return self.routes.find(exchange.verb, exchange.path)
+        except NotFound:
+            if exchange.verb in ("GET", "HEAD"):
+                return None
+            if self.routes.document(exchange.path, "") is not None:
+                raise WrongMethod(exchange.verb, ("GET", "HEAD")) from None
+            raise
+
+    async def _choose(self, exchange: Exchange, endpoint: Endpoint, call: Call, context: Context) -> tuple[Rule, Any]:
+        """The rule among an endpoint's, and the parsed body where it takes one to choose."""
+        body: Any = None
+        try:
+            if not endpoint.has_actions:
+                return endpoint.choose(context.version), None
+            body = parse(await exchange.body())
+            if type(body) is not dict or len(body) != 1:
+                raise Invalid("action", "The request body must be an object with exactly one key, which names the action.")
+            return endpoint.choose(context.version, next(iter(body))), body
+        except Error as error:
+            await self._refuse(endpoint.rules[0], error, call, any_role=True)
+            raise AssertionError("a refusal raises") from error
+
+    async def _refuse(self, rule: Rule, error: Error, call: Call, any_role: bool = False) -> None:
+        """Raise an error of a request that no handler will see, but first whatever the caller's token is refused for."""
+        async def fail(request: Any, call: Call) -> Message:
+            raise error
+
+        policy = "authenticated" if any_role and rule.method.policy != "public" else rule.method.policy
+        await self._dispatcher.unary(dataclasses.replace(rule.method, handler=fail, policy=policy), None, call)
+
+    async def _request(self, exchange: Exchange, match: Match, rule: Rule, body: Any, query: Query, context: Context) -> Any:
+        """What the handler gets: a message, or an iterator of them where the client streams."""
+        binding = rule.binding
+        parameters: dict[str, list[str]] = {}
+        for key, value in query:
+            parameters.setdefault(key, []).append(value)
+        if rule.api.family == Family.NEUTRON and rule.verb == "GET" and "fields" in parameters:
+            context.fields = frozenset(parameters["fields"])
+        binding.check_media(exchange.headers.get("content-type", ""))
+        if rule.method.client_streaming:
+            return _upload(exchange, rule, binding.request(match.values, parameters, exchange.headers, b"", context))
+        if body is None and binding.body:
+            body = await exchange.body()
+            if not binding.is_raw:
+                body = parse(body)
+        return binding.request(match.values, parameters, exchange.headers, body, context)
+
+    async def _stream(self, exchange: Exchange, rule: Rule, request: Any, call: Call, context: Context, common: Query) -> None:
+        """Answer with a body of bytes as the handler yields it; the first message gives the headers."""
+        async with contextlib.aclosing(self._dispatcher.stream(rule.method, request, call)) as messages:  # type: ignore[type-var]
+            first = await anext(messages, None)
+            headers = rule.answering.headers(first, context) if first is not None else []
+            if first is None:
+                await exchange.answer(Answer(call.status or 204, headers + common))
+                return
+            rule.answering.add_type(headers)
+            await exchange.start(rule.answering.status(call, context), headers + common)
+            if exchange.verb == "HEAD":
+                await exchange.write(b"", more=False)
+                return
+            gone = asyncio.ensure_future(exchange.gone())
+            try:
+                await exchange.write(getattr(first, rule.answering.data_field), more=True)
+                async for message in messages:
+                    if gone.done():
+                        return
+                    await exchange.write(getattr(message, rule.answering.data_field), more=True)
+                await exchange.write(b"", more=False)
+            finally:
+                gone.cancel()
+
+    async def _fail(self, exchange: Exchange, api: Api | None, error: Error, call: Call, common: Query) -> None:
+        if exchange.started:
+            # The status is sent: the only way left to say so is to break the connection before the body's end.
+            log.warning("%s broke off its answer: %s", call.request_id, error)
+            return
+        family = api.family if api is not None else Family.KEYSTONE
+        made = fault(family, error, call.request_id, exchange.headers.get("accept", ""))
+        headers = [*common, ("Content-Type", made.content_type)]
+        if made.status == 401:
+            root = self._identity.mount + self._identity.endpoint if self._identity is not None else ""
+            headers.append(("WWW-Authenticate", f'Keystone uri="{call.base_url}{root}"'))
+        if isinstance(error, WrongMethod):
+            headers.append(("Allow", error.allowed))
+        await exchange.answer(Answer(made.status, headers, made.body))
+
+
+async def _upload(exchange: Exchange, rule: Rule, first: Any) -> AsyncIterator[Any]:
+    """The requests of a client-streaming call: the first has what path, query and headers say, each a piece of the body."""
+    message = first
+    async for piece in exchange.pieces():
+        rule.binding.set_data(message, piece)
+        yield message
+        message = rule.method.request_type()
+    if message is first:
+        yield first
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        event = await receive()
+        await send({"type": f"{event['type']}.complete"})
+        if event["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,106 @@
+"""The HTTP listener: uvicorn in the running event loop, in the clear or with TLS.
+
+It takes no signals and writes no access log: both belong to the process around it.
+"""
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+log = logging.getLogger(__name__)
+
+#: Seconds that calls in progress have to end when the listener stops. Too low cuts uploads; too high keeps `brume down` waiting.
+GRACE = 10
+
+
+class CannotListen(Exception):
+    """The address cannot be listened on; the text says why and what to do."""
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, begun: asyncio.Event):
+        super().__init__(config)
+        self._begun = begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begun.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises CannotListen."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise CannotListen(f"{host} is no address to listen on: {error.strerror}") from error
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            pid = _owner(port)
+            by = f" by {pid}" if pid else ""
+            raise CannotListen(f"port {port} on {host} is in use{by}: stop it or choose another with --port") from error
+        raise CannotListen(f"cannot listen on port {port} of {host}: {error.strerror}") from error
+    return listener
+
+
+async def serve(app: Any, host: str, port: int, certificate: str | None = None, key: str | None = None, *,
+                listener: socket.socket | None = None, started: asyncio.Event | None = None) -> None:
+    """Serve until cancelled; calls in progress then have GRACE seconds to end.
+
+    Args:
+      app: the ASGI application.
+      certificate, key: paths of PEM files; with them the listener speaks TLS.
+      listener: a socket of listen(), to be used in place of a new one; closed at the end.
+      started: set when requests are taken.
+
+    Raises:
+      CannotListen: the port is in use, or the address is not ours.
+    """
+    listener = listener or listen(host, port)
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
+                            server_header=False, proxy_headers=False, timeout_keep_alive=75,
+                            ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=GRACE)
+    server = _Server(config, started or asyncio.Event())
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        log.info("listening on %s://%s:%d", "https" if certificate else "http", *listener.getsockname()[:2])
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await serving
+        raise
+    finally:
+        listener.close()
+
+
+def _owner(port: int) -> str:
+    """Who listens on a TCP port, as "pid N (name)"; "" where that cannot be seen."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == "0A" and int(columns[1].rsplit(":", 1)[1], 16) == port:
+                    inodes.add(f"socket:[{columns[9]}]")
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+        with contextlib.suppress(OSError):
+            if str(descriptor.readlink()) in inodes:
+                process = descriptor.parts[2]
+                return f"pid {process} ({Path('/proc', process, 'comm').read_text().strip()})"
+    return ""

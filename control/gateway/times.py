@@ -1,0 +1,52 @@
+"""Timestamps as each family of APIs writes them.
+
+The text of a whole second is remembered: lists hold the same few seconds many times over.
+"""
+import functools
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from protos.brume.v1.options_pb2 import Api
+
+
+@functools.lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def zulu(moment: Timestamp) -> str:
+    """2026-01-31T12:00:00Z"""
+    return _second(moment.seconds) + "Z"
+
+
+def micros_zulu(moment: Timestamp) -> str:
+    """2026-01-31T12:00:00.000000Z"""
+    return f"{_second(moment.seconds)}.{moment.nanos // 1000:06d}Z"
+
+
+def micros(moment: Timestamp) -> str:
+    """2026-01-31T12:00:00.000000, in UTC without saying so."""
+    return f"{_second(moment.seconds)}.{moment.nanos // 1000:06d}"
+
+
+FORMATS: dict[int, Callable[[Timestamp], str]] = {
+    Api.KEYSTONE: micros_zulu,
+    Api.CINDER: micros,
+}
+
+_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII)
+
+
+def parse(text: str) -> Timestamp:
+    """The moment that an ISO 8601 text names; without a zone it is UTC. Raises ValueError."""
+    if not _ISO.match(text):
+        raise ValueError(text)
+    moment = datetime.fromisoformat(text)
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    stamp = Timestamp()
+    stamp.FromDatetime(moment.replace(tzinfo=None))
+    return stamp
