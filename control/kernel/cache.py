@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from control.kernel.errors import Unavailable
 from control.kernel.store import Record, Store
@@ -90,6 +90,7 @@ class Cache:
             if not kind.prefix.endswith("/") or kind.prefix in self._by_prefix:
                 raise ValueError(f"kind prefix {kind.prefix!r} must end in a slash and be used once")
             self._tables[id(kind)] = self._by_prefix[kind.prefix] = _Table(kind)
+        self._depth = max((prefix.count("/") - 1 for prefix in self._by_prefix), default=0)
         self.revision = 0
         self.ready = asyncio.Event()
         self._listeners: list[Callable[[Change], None]] = []
@@ -152,8 +153,8 @@ class Cache:
                 async for batch in self._store.watch("/", self.revision):
                     if batch.compacted:
                         log.warning("the store's history was compacted past revision %d: listing again", self.revision)
-                        break
-                    self._apply(batch.records, batch.revision)
+                    else:
+                        self._apply(batch.records, batch.revision)
             except Unavailable as error:
                 log.warning("the store does not answer: %s", error)
                 await asyncio.sleep(0.5)
@@ -170,11 +171,13 @@ class Cache:
         return table is None or table.rows.get(record.key, (0, None))[0] == record.revision
 
     def _table_of(self, key: str) -> _Table | None:
-        """A kind's prefix has one or two segments: "/compute/servers/"; the longest one that is known wins."""
-        second = key.find("/", key.find("/", 1) + 1) + 1
-        table = self._by_prefix.get(key[:second])
-        if table is None and (third := key.find("/", second) + 1):
-            table = self._by_prefix.get(key[:third])
+        """The table of the longest prefix of a kind that the key starts with."""
+        table, end = None, 0
+        for _ in range(self._depth):
+            end = key.find("/", end + 1)
+            if end < 0:
+                break
+            table = self._by_prefix.get(key[:end + 1], table)
         return table
 
     def _apply(self, records: Iterable[Record], revision: int) -> None:
@@ -183,13 +186,17 @@ class Cache:
             table = self._table_of(record.key)
             if table is None:
                 continue
-            message = None if record.value is None else table.kind.message.FromString(record.value)
+            try:
+                message = None if record.value is None else table.kind.message.FromString(record.value)
+            except DecodeError:
+                log.error("%s holds no %s: passed over", record.key, table.kind.message.DESCRIPTOR.full_name)
+                continue
             before = table.put(record.key, record.revision, message)
             if before is not None or message is not None:
                 changes.append(Change(table.kind, record.key, before, message, record.revision))
         self.revision = max(self.revision, revision)
         for change in changes:
-            for listener in self._listeners:
+            for listener in tuple(self._listeners):
                 try:
                     listener(change)
                 except Exception:

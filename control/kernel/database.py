@@ -5,6 +5,7 @@ exactly the state that it was made on, or not at all.
 """
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TypeVar
@@ -14,6 +15,8 @@ from google.protobuf.message import Message
 from control.kernel.cache import Cache, Kind
 from control.kernel.errors import NotFound, Stale, Unavailable
 from control.kernel.store import Guard, Record, Store
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -124,25 +127,37 @@ class Database:
         queue for instead of racing: the one record that all of them write (a quota ledger).
         Raises what `decide` raises; Unavailable when the store does not answer or the race is lost ATTEMPTS times.
         """
+        contended = ""      # the key that this decision lost; it queues for it here, or 200 callers would all lose 30 times
         async with self._queue(serial):
             for attempt in range(ATTEMPTS):
-                transaction = Transaction(self.cache)
-                answer = decide(transaction)
-                writes, own_guards = transaction.writes()
-                if not writes:
-                    return answer
-                try:
-                    revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
-                except Stale as stale:
-                    if any(guard.what == "created" for guard in guards) and await self._fenced(guards):
-                        raise
-                    await self.cache.wait(stale.revision)
-                    if attempt > 2:
-                        await asyncio.sleep(random.uniform(0, 0.005 * attempt))  # noqa: S311 - spreads retries, no secret
-                    continue
-                await self.cache.wait(revision)
-                return answer
-        raise Unavailable("store.contended", f"lost the race {ATTEMPTS} times: try again")
+                async with self._queue(contended):
+                    transaction = Transaction(self.cache)
+                    answer = decide(transaction)
+                    writes, own_guards = transaction.writes()
+                    if not writes:
+                        return answer
+                    if not contended and (contended := next((write.key for write in writes if write.key in self._locks), "")):
+                        continue
+                    try:
+                        revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
+                    except Stale as stale:
+                        if any(guard.what == "created" for guard in guards) and await self._fenced(guards):
+                            raise
+                        await self.cache.wait(stale.revision)
+                        contended = stale.key
+                    else:
+                        await self._shown(revision)
+                        return answer
+                if attempt > 2:
+                    await asyncio.sleep(random.uniform(0, 0.005 * attempt))  # noqa: S311 - spreads retries, no secret
+        raise Unavailable("store.contended", f"lost the race for {contended} {ATTEMPTS} times: try again")
+
+    async def _shown(self, revision: int) -> None:
+        """Wait until reads show a commit. It is made, so a replica that is behind is no failure of the caller's."""
+        try:
+            await self.cache.wait(revision)
+        except Unavailable as error:
+            log.warning("answering before reads show it: %s", error)
 
     async def _fenced(self, guards: Sequence[Guard]) -> bool:
         """Whether a fence among the guards has fallen: this leader is none any more, and trying again is no use."""

@@ -163,7 +163,8 @@ class Committer:
         compared = list(dict.fromkeys(guard for commit in group for guard in commit.guards))
         request = rpc_pb2.TxnRequest(
             compare=[_compare(guard) for guard in compared],
-            success=[_operation(write) for commit in group for write in commit.writes],
+            success=[_operation(write) for commit in group for write in commit.writes
+                     if write.value is not None or write.revision],      # not to delete what is not there
             failure=[rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(keys_only=True, limit=1, **_keys(guard)))
                      for guard in compared])
         if request.success:

@@ -5,11 +5,12 @@ A servicer's method is `async def Name(self, request, call)`, where `call` is a 
 Streams: a client-streaming method gets an async iterator of requests, a server-streaming one is an async generator.
 """
 import asyncio
+import contextlib
 import contextvars
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -148,23 +149,30 @@ class Dispatcher:
                 return await method.handler(request, call)
         except BaseException as error:
             outcome = type(error).__name__
-            raise _known(method, error) from error
+            known = _known(method, error)
+            if known is error:
+                raise
+            raise known from error
         finally:
             _log_call(method, call, outcome, started)
             request_id.reset(token)
 
-    async def stream(self, method: Method, request: Any, call: Call) -> AsyncIterator[Message]:
+    async def stream(self, method: Method, request: Any, call: Call) -> AsyncGenerator[Message, None]:
         """Call a method that answers with a stream; errors as in unary()."""
         started = time.perf_counter()
         request_id.set(call.request_id)
         outcome = "ok"
         try:
             await self._enter(method, call)
-            async for message in method.handler(request, call):
-                yield message
+            async with contextlib.aclosing(method.handler(request, call)) as messages:
+                async for message in messages:
+                    yield message
         except BaseException as error:
             outcome = type(error).__name__
-            raise _known(method, error) from error
+            known = _known(method, error)
+            if known is error:
+                raise
+            raise known from error
         finally:
             _log_call(method, call, outcome, started)
 
@@ -223,11 +231,12 @@ def _handler(dispatcher: Dispatcher, method: Method) -> grpc.RpcMethodHandler:
             await _abort(context, call, error)
             raise AssertionError("abort raises") from error
 
-    async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+    async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncGenerator[Message, None]:
         call = _call_of(context)
         try:
-            async for message in dispatcher.stream(method, request, call):
-                yield message
+            async with contextlib.aclosing(dispatcher.stream(method, request, call)) as messages:
+                async for message in messages:
+                    yield message
         except Error as error:
             await _abort(context, call, error)
 

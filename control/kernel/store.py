@@ -7,7 +7,7 @@ and tests/conformance/check_store.py holds both to it.
 """
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,7 +90,7 @@ class Store(Protocol):
         beyond MAX_OPERATIONS or MAX_BYTES and for two writes of one key.
         """
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
+    def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
         """Every change below `prefix` after revision `after`, for ever; survives lost connections without a gap.
 
         A deletion is a Record with value None and the deletion's revision. Ends after a compacted batch.
@@ -158,7 +158,7 @@ class MemoryStore:
                 raise Stale("store.lease", f"lease {write.lease} of {write.key} has expired", self._revision)
         return self._apply(writes)
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
+    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
         seen = after
         while True:
             self._check_open()
