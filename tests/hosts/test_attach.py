@@ -1,0 +1,212 @@
+"""Agents over real mTLS: they get their host's objects, what they observe arrives, and a silent host is written down."""
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from control.hosts import service as hosts_service
+from control.hosts.service import Hosts
+from control.kernel import fleet, pki, rpc
+from control.kernel.cache import Change, Kind
+from control.kernel.database import Database
+from control.kernel.errors import NotFound, Unavailable
+from control.kernel.store import MemoryStore
+from protos.internal.v1 import hosts_pb2 as pb
+from protos.internal.v1 import hosts_pb2_grpc as stubs
+from protos.internal.v1.quota_pb2 import QuotaLedger
+
+#: A stand-in for a service's records: a ledger whose "service" is the host that it lives on.
+THING = Kind("/test/things/", QuotaLedger, id_of=lambda thing: (thing.project_id,),
+             indexes={"host": lambda thing: (thing.service,)})
+
+
+class Things:
+    """Projects things as routers, and keeps what it is told."""
+
+    def __init__(self, database: Database):
+        self._db = database
+        self.seen: list = []
+
+    def hosts_of(self, change: Change):
+        return {thing.service for thing in (change.before, change.after) if change.kind is THING and thing is not None}
+
+    def objects_for(self, host: str):
+        for thing in self._db.cache.by(THING, "host", host):
+            yield pb.HostObject(key=f"router/{thing.project_id}", router=pb.HostRouter(
+                id=thing.project_id, admin_up=bool(thing.used.get("up"))))
+
+    async def observed_server(self, host, server):
+        self.seen.append((host, server.id))
+
+    async def observed_port(self, host, port):
+        self.seen.append((host, port.id))
+
+    async def gone(self, host, gone):
+        self.seen.append((host, gone.key))
+
+
+class NoImages:
+    async def read(self, sha512: str) -> AsyncIterator[bytes]:
+        if sha512 != "known":
+            raise NotFound("image", "no such image")
+        for chunk in (b"one", b"two"):
+            yield chunk
+
+
+class Nobody:
+    async def authenticate(self, token):
+        raise AssertionError("agents carry certificates, not tokens")
+
+
+@pytest.fixture
+async def world(tmp_path: Path):
+    """(database, things, hosts, a function from host name to a stub)"""
+    database = Database(MemoryStore(), [*fleet.KINDS, THING])
+    things = Things(database)
+    hosts = Hosts(database, [things], [things], NoImages())
+    dispatcher = rpc.Dispatcher(Nobody())
+    dispatcher.add(hosts, pb.DESCRIPTOR.services_by_name["Hosts"])
+    server = grpc.aio.server()
+    rpc.add_to_grpc(dispatcher, server)
+    own = pki.ensure_leaf(tmp_path, "agents", ["127.0.0.1", "localhost"], server=True)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(
+        [(own.key.read_bytes(), own.certificate.read_bytes())], own.ca.read_bytes(), require_client_auth=True))
+    await server.start()
+    channels = []
+
+    def stub(host: str) -> stubs.HostsStub:
+        leaf = pki.ensure_leaf(tmp_path, host, client=True)
+        channel = grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(
+            leaf.ca.read_bytes(), leaf.key.read_bytes(), leaf.certificate.read_bytes()))
+        channels.append(channel)
+        return stubs.HostsStub(channel)
+
+    tasks = [asyncio.create_task(database.cache.run()), asyncio.create_task(hosts.run())]
+    await database.cache.ready.wait()
+    yield database, things, hosts, stub
+    for channel in channels:
+        await channel.close()
+    await server.stop(None)
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def hello(host: str) -> pb.AgentMessage:
+    return pb.AgentMessage(hello=pb.Hello(host=host, inventory=pb.Inventory(vcpus=4, ram_mib=8192, disk_gib=100)))
+
+
+async def put(database: Database, name: str, host: str, **used: int) -> None:
+    await database.transact(lambda tx: tx.put(THING, QuotaLedger(project_id=name, service=host, used=used)))
+
+
+async def until(done):
+    async with asyncio.timeout(5):
+        while not done():
+            await asyncio.sleep(0.01)
+
+
+async def test_an_agent_gets_a_snapshot_of_its_own_host_and_then_only_what_changes(world):
+    database, _, _, stub = world
+    await put(database, "a", "one")
+    await put(database, "b", "two")
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    snapshot = (await call.read()).desired
+    assert snapshot.snapshot and [thing.key for thing in snapshot.upserts] == ["router/a"]
+    await put(database, "b", "two", up=1)
+    await put(database, "c", "one")
+    change = (await call.read()).desired
+    assert not change.snapshot and [thing.key for thing in change.upserts] == ["router/c"] and not change.removed
+    await database.transact(lambda tx: tx.delete(THING, "a"))
+    assert list((await call.read()).desired.removed) == ["router/a"]
+    call.cancel()
+
+
+async def test_the_hosts_record_says_what_it_has_and_that_it_is_up(world):
+    database, _, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    record = database.get(fleet.HOST, "one")
+    assert record.up and record.inventory.ram_mib == 8192 and record.id
+    call.cancel()
+
+
+async def test_a_host_whose_agent_is_gone_is_written_down(world, monkeypatch):
+    monkeypatch.setattr(hosts_service, "GRACE", 0.1)
+    database, _, hosts, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    call.cancel()
+    again = asyncio.create_task(hosts.run())     # with the short grace
+    await until(lambda: not database.get(fleet.HOST, "one").up)
+    again.cancel()
+
+
+async def test_what_an_agent_observes_reaches_the_observers(world):
+    _, things, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    await call.write(pb.AgentMessage(server=pb.ObservedServer(id="s")))
+    await call.write(pb.AgentMessage(port=pb.ObservedPort(id="p")))
+    await call.write(pb.AgentMessage(gone=pb.Gone(key="server/s")))
+    await until(lambda: things.seen == [("one", "s"), ("one", "p"), ("one", "server/s")])
+    call.cancel()
+
+
+async def test_an_agent_cannot_speak_for_another_host(world):
+    _, _, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("two"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_question_is_answered_by_the_hosts_agent_and_fails_plainly_without_one(world):
+    _, _, hosts, stub = world
+    with pytest.raises(Unavailable, match="not attached"):
+        await hosts.console_log("one", "s", 10)
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    asked = asyncio.create_task(hosts.console_log("one", "s", 10))
+    query = (await call.read()).query
+    assert (query.console_log.server_id, query.console_log.lines) == ("s", 10)
+    await call.write(pb.AgentMessage(reply=pb.Reply(id=query.id, data=b"boot")))
+    assert await asked == b"boot"
+    asked = asyncio.create_task(hosts.console_log("one", "s", 10))
+    await call.read()
+    call.cancel()
+    with pytest.raises(Unavailable):
+        await asked
+
+
+async def test_a_second_stream_of_a_host_replaces_the_first(world):
+    database, _, _, stub = world
+    first = stub("one").Attach()
+    await first.write(hello("one"))
+    await first.read()
+    second = stub("one").Attach()
+    await second.write(hello("one"))
+    await second.read()
+    assert await first.read() is grpc.aio.EOF
+    await put(database, "a", "one")
+    assert [thing.key for thing in (await second.read()).desired.upserts] == ["router/a"]
+    second.cancel()
+
+
+async def test_images_are_streamed_and_an_unknown_one_is_not_found(world):
+    _, _, _, stub = world
+    chunks = [answer.data async for answer in stub("one").FetchImage(pb.FetchImageRequest(sha512="known"))]
+    assert b"".join(chunks) == b"onetwo"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub("one").FetchImage(pb.FetchImageRequest(sha512="other")).read()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
