@@ -1,0 +1,33 @@
+"""Who may read what of identity, beyond the policy that each rpc has."""
+from control.kernel.errors import Denied
+from control.kernel.rpc import Call, Caller
+
+
+def reads_all(caller: Caller) -> bool:
+    """Admins, and readers of the system, see everything."""
+    return caller.is_admin or (caller.system and "reader" in caller.roles)
+
+
+def require_reader(call: Call, action: str) -> None:
+    if not reads_all(call.caller):
+        raise denied(action)
+
+
+def require_self(call: Call, user_id: str, action: str) -> None:
+    """The user themselves, or who reads all. Whether another user exists is nobody else's business."""
+    if call.caller.user_id != user_id:
+        require_reader(call, action)
+
+
+def denied(action: str) -> Denied:
+    return forbidden("policy", f"identity:{action}")
+
+
+def forbidden(reason: str, why: str) -> Denied:
+    """A refusal in Keystone's words."""
+    return Denied(reason, f"You are not authorized to perform the requested action: {why}.")
+
+
+def home_domain(caller: Caller) -> str:
+    """The domain that a new thing is in when its maker names none."""
+    return caller.domain_id or caller.project_domain_id or caller.user_domain_id

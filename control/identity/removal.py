@@ -1,0 +1,145 @@
+"""Deletes a thing together with what depends on it, however much that is.
+
+A crash in between leaves the thing with fewer dependents; deleting it again goes on from there.
+"""
+from collections.abc import Callable
+
+from control.identity.access import forbidden
+from control.identity.model import ASSIGNMENT, CREDENTIAL, ENTRY, GROUP, IMPLICATION, MEMBER, PROJECT, ROLE, USER, require
+from control.kernel.cache import Kind
+from control.kernel.database import Database, Transaction
+from protos.identity.v1.roles_pb2 import Role
+
+#: Dependents deleted in one commit; etcd takes 128 operations.
+CHUNK = 100
+
+Dependents = list[tuple[Kind, tuple[str, ...]]]
+
+
+async def remove(db: Database, check: Callable[[Transaction], None], dependents: Callable[[], Dependents],
+                 delete: Callable[[Transaction], None]) -> None:
+    """Delete all dependents and, with the last of them, the thing itself.
+
+    `check` raises where the thing must not be deleted; `delete` writes its own deletion. A dependent whose making raced
+    with the deletion is swept afterwards: since making one requires the thing to exist, no other can follow.
+    """
+    def step(transaction: Transaction) -> bool:
+        check(transaction)
+        found = dependents()
+        for kind, parts in found[:CHUNK]:
+            transaction.delete(kind, *parts)
+        if len(found) > CHUNK:
+            return False
+        delete(transaction)
+        return True
+
+    def sweep(transaction: Transaction) -> bool:
+        found = dependents()
+        for kind, parts in found[:CHUNK]:
+            transaction.delete(kind, *parts)
+        return not found
+
+    while not await db.transact(step):
+        pass
+    while not await db.transact(sweep):
+        pass
+
+
+def _assignments(db: Database, index: str, value: str) -> Dependents:
+    return [(ASSIGNMENT, ASSIGNMENT.id_of(row)) for row in db.cache.by(ASSIGNMENT, index, value)]
+
+
+def _credentials(db: Database, index: str, value: str) -> Dependents:
+    found: Dependents = []
+    for record in db.cache.by(CREDENTIAL, index, value):
+        credential = record.application_credential
+        found += [(CREDENTIAL, (credential.id,)), (ENTRY, ("application credential", credential.user_id, credential.name))]
+    return found
+
+
+async def remove_user(db: Database, user_id: str) -> None:
+    def delete(transaction: Transaction) -> None:
+        user = require(transaction, USER, user_id).user
+        transaction.delete(USER, user_id)
+        transaction.delete(ENTRY, "user", user.domain_id, user.name)
+
+    await remove(db, lambda transaction: _require(transaction, USER, user_id), lambda: [
+        *_assignments(db, "actor", f"user/{user_id}"),
+        *((MEMBER, (row.group_id, user_id)) for row in db.cache.by(MEMBER, "user", user_id)),
+        *_credentials(db, "user", user_id)], delete)
+
+
+async def remove_group(db: Database, group_id: str) -> None:
+    def delete(transaction: Transaction) -> None:
+        group = require(transaction, GROUP, group_id)
+        transaction.delete(GROUP, group_id)
+        transaction.delete(ENTRY, "group", group.domain_id, group.name)
+
+    await remove(db, lambda transaction: _require(transaction, GROUP, group_id), lambda: [
+        *_assignments(db, "actor", f"group/{group_id}"),
+        *((MEMBER, (group_id, row.user_id)) for row in db.cache.by(MEMBER, "group", group_id))], delete)
+
+
+async def remove_project(db: Database, project_id: str) -> None:
+    def check(transaction: Transaction) -> None:
+        project = require(transaction, PROJECT, project_id).project
+        if project.is_domain and project.enabled:
+            raise forbidden("identity.project.domain", "cannot delete an enabled project that acts as a domain")
+        if db.cache.count(PROJECT, "parent", project_id):
+            raise forbidden("identity.project.leaf",
+                            f"cannot delete the project {project_id} since it is not a leaf in the hierarchy")
+        transaction.guard_empty(ENTRY, "child", project_id)
+
+    def delete(transaction: Transaction) -> None:
+        project = require(transaction, PROJECT, project_id).project
+        transaction.delete(PROJECT, project_id)
+        transaction.delete(ENTRY, "domain" if project.is_domain else "project", project.domain_id, project.name)
+        if project.parent_id and project.parent_id != project.domain_id:
+            transaction.delete(ENTRY, "child", project.parent_id, project_id)
+        if project.is_domain:
+            for noun in ("user", "group", "project", "role"):
+                transaction.guard_empty(ENTRY, noun, project_id)
+
+    target = "domain" if (found := db.get(PROJECT, project_id)) and found.project.is_domain else "project"
+    await remove(db, check, lambda: [*_assignments(db, "target", f"{target}/{project_id}"),
+                                     *_credentials(db, "project", project_id)], delete)
+
+
+async def remove_role(db: Database, role_id: str) -> None:
+    def check(transaction: Transaction) -> None:
+        refuse_immutable(require(transaction, ROLE, role_id))
+
+    def delete(transaction: Transaction) -> None:
+        role = require(transaction, ROLE, role_id)
+        transaction.delete(ROLE, role_id)
+        transaction.delete(ENTRY, "role", role.domain_id, role.name)
+
+    await remove(db, check, lambda: [
+        *_assignments(db, "role", role_id),
+        *((IMPLICATION, IMPLICATION.id_of(row)) for index in ("prior", "implied")
+          for row in db.cache.by(IMPLICATION, index, role_id))], delete)
+
+
+async def remove_domain(db: Database, domain_id: str) -> None:
+    """Delete a disabled domain: its users, groups, projects from the leaves up, its roles, and itself last."""
+    for record in db.cache.by(USER, "domain", domain_id):
+        await remove_user(db, record.user.id)
+    for group in db.cache.by(GROUP, "domain", domain_id):
+        await remove_group(db, group.id)
+    while leaves := [record.project.id for record in db.cache.by(PROJECT, "domain", domain_id)
+                     if not db.cache.count(PROJECT, "parent", record.project.id)]:
+        for project_id in leaves:
+            await remove_project(db, project_id)
+    for role in db.cache.by(ROLE, "domain", domain_id):
+        await remove_role(db, role.id)
+    await remove_project(db, domain_id)
+
+
+def refuse_immutable(role: Role) -> None:
+    """Raise Denied for a role that must not change."""
+    if "immutable" in role.options and role.options["immutable"] is True:
+        raise forbidden("identity.role.immutable", f"the role {role.name} is immutable")
+
+
+def _require(transaction: Transaction, kind: Kind, identifier: str) -> None:
+    require(transaction, kind, identifier)

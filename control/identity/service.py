@@ -1,0 +1,57 @@
+"""Puts the identity service together: its kinds, its servicers, who checks tokens, and what a new cloud starts with."""
+from google.protobuf.descriptor import ServiceDescriptor
+
+from control.identity.application_credentials import ApplicationCredentials
+from control.identity.assignments import Assignments
+from control.identity.authentication import Authentication
+from control.identity.bootstrap import bootstrap
+from control.identity.catalog import Catalog
+from control.identity.domains import Domains
+from control.identity.groups import Groups, Memberships
+from control.identity.model import KINDS
+from control.identity.passwords import Passwords
+from control.identity.projects import Projects
+from control.identity.roles import Roles
+from control.identity.sealing import Sealer, rotate
+from control.identity.sessions import TokenAuthenticator
+from control.identity.tokens import Tokens
+from control.identity.users import Users
+from control.kernel.database import Database
+from protos.identity.v1 import (
+    api_pb2,
+    application_credentials_pb2,
+    assignments_pb2,
+    catalog_pb2,
+    domains_pb2,
+    groups_pb2,
+    memberships_pb2,
+    projects_pb2,
+    roles_pb2,
+    tokens_pb2,
+    users_pb2,
+)
+
+__all__ = ["API", "KINDS", "Passwords", "TokenAuthenticator", "bootstrap", "rotate", "servicers"]
+
+#: The file whose option says how REST sees the service.
+API = api_pb2.DESCRIPTOR
+
+
+def servicers(db: Database, authenticator: TokenAuthenticator,
+              passwords: Passwords | None = None) -> list[tuple[object, ServiceDescriptor]]:
+    """Every servicer with the descriptor of what it serves. `authenticator` is the one that the dispatcher has."""
+    passwords = passwords or Passwords()
+    authentication = Authentication(db, passwords, authenticator)
+    made = [
+        (Tokens(db, authentication, authenticator, Sealer(db)), tokens_pb2, "Tokens"),
+        (Domains(db), domains_pb2, "Domains"),
+        (Projects(db), projects_pb2, "Projects"),
+        (Users(db, passwords, authentication), users_pb2, "Users"),
+        (Groups(db), groups_pb2, "Groups"),
+        (Memberships(db), memberships_pb2, "Memberships"),
+        (Roles(db), roles_pb2, "Roles"),
+        (Assignments(db), assignments_pb2, "Assignments"),
+        (Catalog(db), catalog_pb2, "Catalog"),
+        (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
+    ]
+    return [(servicer, module.DESCRIPTOR.services_by_name[name]) for servicer, module, name in made]
