@@ -12,8 +12,8 @@ from typing import Any
 from protos.internal.v1.hosts_pb2 import HostNetwork, HostPort, HostServer, HostSubnet
 
 #: OpenStack's dated versions, and the first in which each file exists.
-OPENSTACK_VERSIONS = ("2012-08-10", "2013-04-04", "2013-10-17", "2015-10-15", "2016-06-30", "2016-10-06", "2017-02-22", "2018-08-27",
-                      "2020-10-14")
+OPENSTACK_VERSIONS = ("2012-08-10", "2013-04-04", "2013-10-17", "2015-10-15", "2016-06-30", "2016-10-06", "2017-02-22",
+                      "2018-08-27", "2020-10-14")
 SINCE = {"meta_data.json": "2012-08-10", "user_data": "2012-08-10", "vendor_data.json": "2013-10-17",
          "network_data.json": "2015-10-15", "vendor_data2.json": "2016-10-06"}
 
@@ -120,7 +120,8 @@ def network_data(ports: Sequence[HostPort], networks: Mapping[str, HostNetwork])
             if subnet is None:
                 continue
             entry, servers = _network_entry(subnet, address.ip)
-            found.append({"id": f"network{len(found)}", "link": link, "network_id": port.network_id, **entry, "services": servers})
+            found.append({"id": f"network{len(found)}", "link": link, "network_id": port.network_id, **entry,
+                          "services": servers})
             services += [service for service in servers if service not in services]
     return {"links": links, "networks": found, "services": services}
 
