@@ -8,11 +8,10 @@ import logging
 import time
 from collections import deque
 
-from control.kernel.errors import Stale, Unavailable
+from control.kernel.errors import Unavailable
 from control.kernel.etcd_client import AioRpcError, prefix_range, rpc_pb2
 from control.kernel.etcd_commit import MARKS
 from control.kernel.etcd_store import EtcdStore
-from control.kernel.store import Guard, Record
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ LONG = 60.0
 #: The marks swept in one step.
 SWEEP = 60
 #: Touched by each sweep, so that watches of the cloud's records see its revision too.
-TOUCHED = "/kernel/maintenance"
+TOUCHED = b"/kernel/maintenance"
 
 
 class Maintenance:
@@ -40,7 +39,7 @@ class Maintenance:
         self._keep_revisions = keep_revisions
         self._seen: deque[tuple[float, int]] = deque()      # (when, revision), oldest first
         self._compacted = 0
-        self._marks: dict[str, int] = {}
+        self._marks: dict[bytes, int] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -64,12 +63,12 @@ class Maintenance:
             else:
                 log.warning("etcd member %x raises alarm %s: replace the member", alarm.memberID,
                             rpc_pb2.AlarmType.Name(alarm.alarm))
-        full = any(alarm.alarm == rpc_pb2.NOSPACE for alarm in alarms)
+        full = [alarm for alarm in alarms if alarm.alarm == rpc_pb2.NOSPACE]
         for endpoint in self._client.endpoints:
-            await self._defragment(endpoint, full)
-        if full:
+            await self._defragment(endpoint, bool(full))
+        for alarm in full:
             await self._client.call(lambda member: member.maintenance.Alarm, rpc_pb2.AlarmRequest(
-                action=rpc_pb2.AlarmRequest.DEACTIVATE, memberID=0, alarm=rpc_pb2.NOSPACE))
+                action=rpc_pb2.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm))
         await self._sweep()
 
     def _old_revision(self, revision: int) -> int:
@@ -111,13 +110,12 @@ class Maintenance:
         them again."""
         response = await self._client.call(lambda member: member.kv.Range,
                                            rpc_pb2.RangeRequest(keys_only=True, **prefix_range(MARKS)))
-        marks = {kv.key.decode(): kv.mod_revision for kv in response.kvs}
-        dead = [Record(key, None, revision) for key, revision in marks.items() if self._marks.get(key) == revision]
+        marks = {kv.key: kv.mod_revision for kv in response.kvs}
+        dead = [(key, revision) for key, revision in marks.items() if self._marks.get(key) == revision][:SWEEP]
         self._marks = marks
-        touched = await self._store.get(TOUCHED)
         if dead:
-            try:
-                await self._store.commit(Record(TOUCHED, b"", touched.revision), *dead[:SWEEP],
-                                         guards=[Guard.unchanged(TOUCHED, touched.revision)])
-            except Stale:
-                log.debug("a mark was used again while it was swept")
+            # Not by the store: it leaves a mark itself, which may be one of these.
+            await self._client.call(lambda member: member.kv.Txn, rpc_pb2.TxnRequest(
+                compare=[rpc_pb2.Compare(target=rpc_pb2.Compare.MOD, key=key, mod_revision=revision) for key, revision in dead],
+                success=[rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=TOUCHED)),
+                         *(rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key)) for key, _ in dead)]))
