@@ -1,0 +1,101 @@
+"""A hypervisor that exists in memory alone, for simulated fleets and for tests: the same verbs, the same meaning.
+
+Its guests hear at once when asked to shut down, unless told to be deaf. What happens to a host's domains from outside (a guest
+that leaves, a process that is killed) is a method each.
+"""
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
+
+from agents.hypervisor.driver import Domain, Fault, Images, Say, Wish
+from agents.hypervisor.model import Seen
+from protos.internal.v1.hosts_pb2 import HostServer, Inventory
+
+#: What a simulated host has to give, unless told otherwise.
+INVENTORY = Inventory(vcpus=64, ram_mib=256 * 1024, disk_gib=4096, hypervisor_type="simulated", hypervisor_version=1000000,
+                      architecture="x86_64", cpu_model="simulated", notice="simulated: no server of this host really runs")
+
+
+class SimulatedHypervisor:
+    """driver.Hypervisor in memory.
+
+    Args:
+      start_seconds: that a start takes.
+    """
+
+    def __init__(self, inventory: Inventory = INVENTORY, *, images: Images | None = None, start_seconds: float = 0.0):
+        self.domains: dict[str, Domain] = {}
+        self.deaf: set[str] = set()                    # guests that do not hear when asked to shut down
+        self._inventory = inventory
+        self._images = images
+        self._start_seconds = start_seconds
+        self._consoles: dict[str, str] = {}
+        self._changed: asyncio.Queue[str] = asyncio.Queue()
+
+    async def inventory(self) -> Inventory:
+        return self._inventory
+
+    async def observe(self, server_ids: Collection[str] | None = None) -> dict[str, Domain]:
+        wanted = self.domains if server_ids is None else server_ids
+        return {server_id: self.domains[server_id] for server_id in wanted if server_id in self.domains}
+
+    async def ensure_running(self, wish: Wish, say: Say) -> None:
+        server = wish.server
+        if (old := self.domains.get(server.id)) is None or old.seen not in (Seen.RUNNING, Seen.PAUSED):
+            if server.image.size > server.disk_gib << 30 > 0:
+                raise Fault("The image does not fit on the flavor's root disk: choose a flavor with more disk.", final=True)
+            say("starting")
+            await asyncio.sleep(self._start_seconds)
+            self._consoles[server.id] = self._consoles.get(server.id, "") + "guest ready\r\n"
+        self._become(server.id, Domain(Seen.RUNNING, server.generation, server.reboots))
+
+    async def ensure_stopped(self, server: HostServer, grace: float) -> None:
+        if server.id not in self.domains:
+            return
+        await self._stop(server.id, grace)
+        self._become(server.id, replace(self.domains[server.id], generation=server.generation, reboots=server.reboots))
+
+    async def reboot(self, wish: Wish, grace: float) -> None:
+        if wish.server.id in self.domains:
+            await self._stop(wish.server.id, grace)
+        await self.ensure_running(wish, lambda _: None)
+
+    async def ensure_gone(self, server_id: str) -> None:
+        self._consoles.pop(server_id, None)
+        if self.domains.pop(server_id, None):
+            self._changed.put_nowait(server_id)
+
+    async def console_log(self, server_id: str, lines: int) -> bytes:
+        text = self._consoles.get(server_id, "")
+        return "".join(text.splitlines(keepends=True)[-lines:]).encode()
+
+    async def events(self) -> AsyncIterator[str]:
+        while True:
+            yield await self._changed.get()
+
+    # From outside
+
+    def guest_leaves(self, server_id: str) -> None:
+        """The guest shuts itself down."""
+        self._become(server_id, replace(self.domains[server_id], seen=Seen.LEFT))
+
+    def kill(self, server_id: str) -> None:
+        """The domain's process dies."""
+        self._become(server_id, replace(self.domains[server_id], seen=Seen.OFF))
+
+    def pause(self, server_id: str) -> None:
+        self._become(server_id, replace(self.domains[server_id], seen=Seen.PAUSED))
+
+    async def _stop(self, server_id: str, grace: float) -> None:
+        domain = self.domains[server_id]
+        if domain.seen in (Seen.LEFT, Seen.OFF):
+            return
+        hears = server_id not in self.deaf and domain.seen is Seen.RUNNING
+        if grace and not hears:
+            await asyncio.sleep(grace)
+        self._become(server_id, replace(self.domains[server_id], seen=Seen.LEFT if grace and hears else Seen.OFF))
+
+    def _become(self, server_id: str, domain: Domain) -> None:
+        if self.domains.get(server_id) != domain:
+            self.domains[server_id] = domain
+            self._changed.put_nowait(server_id)

@@ -1,0 +1,92 @@
+"""Keys to work on: each by one worker at a time, several keys at once, again after failure.
+
+A key that is added while it is worked on is worked on once more afterwards, so no change is missed and none is done twice.
+"""
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+#: Seconds: a key that fails is tried again after FIRST_BACKOFF, twice that, and so on up to MAX_BACKOFF. A shorter maximum keeps a
+#: broken host busy, a longer one lets a mended one wait.
+FIRST_BACKOFF, MAX_BACKOFF = 0.25, 30.0
+
+
+class Worklist:
+    """Runs work(key) for keys that are added.
+
+    Args:
+      work: one step for one key. Returns None when there is nothing more to do, else the seconds after which it is to be called
+        again. May raise: the key backs off; failures(key) counts how often in a row.
+    """
+
+    def __init__(self, work: Callable[[str], Awaitable[float | None]], at_once: int = 4):
+        self._work = work
+        self._slots = asyncio.Semaphore(at_once)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._failures: dict[str, int] = {}
+
+    def add(self, key: str) -> None:
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        if key in self._tasks:
+            self._again.add(key)
+        else:
+            self._tasks[key] = asyncio.create_task(self._run(key))
+
+    def add_later(self, key: str, seconds: float) -> None:
+        """Add a key after a while, or sooner if something else adds it."""
+        if key not in self._timers and key not in self._again:
+            self._timers[key] = asyncio.get_running_loop().call_later(seconds, self.add, key)
+
+    def failures(self, key: str) -> int:
+        return self._failures.get(key, 0)
+
+    def in_work(self, key: str) -> bool:
+        return key in self._tasks
+
+    def forget_failures(self, key: str) -> None:
+        self._failures.pop(key, None)
+
+    async def close(self) -> None:
+        """Stop what runs, and start nothing more."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._again.clear()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, key: str) -> None:
+        try:
+            async with self._slots:
+                self._again.discard(key)
+                again = await self._work(key)
+        except Exception as error:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(FIRST_BACKOFF * 2 ** min(failures - 1, 16), MAX_BACKOFF)
+            log.warning("%s: %s; again in %.1f s", key, error, delay, exc_info=not _is_expected(error))
+            again = delay * random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries, no secret
+        else:
+            self._failures.pop(key, None)
+        finally:
+            del self._tasks[key]
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+        elif again is not None:
+            self.add_later(key, again)
+
+
+class Expected(Exception):  # noqa: N818 - a mark more than an error
+    """Why a key's work did not succeed, for the log: known, so without a trace."""
+
+
+def _is_expected(error: Exception) -> bool:
+    return isinstance(error, Expected)
