@@ -1,0 +1,23 @@
+"""Compute: servers, and what they are made from; OpenStack's Nova v2.1 in REST.
+
+Nouns: server (with metadata, tags, addresses), instance action, flavor, key pair, quota, and hosts as hypervisors, services
+and zones.
+
+A server's record holds three things with an owner each: what is wanted (`desired`, the API), what its host reports (`seen`,
+the observer) and where it is (`host`, the reconciler). Its status is derived from these by model.derive and stored nowhere.
+
+Invariants, at every revision of the store:
+- The ledger of a project equals the sum over its servers' records: a record comes and goes in the commit that charges.
+- A server has a host exactly while it has a claim there; both come in one commit with the binding of its ports.
+- A record goes after its host reported that nothing is left (or was never chosen), with its ports, claim and charge.
+- `desired.generation` grows with each change of what the host shall make.
+
+Keys:
+    /compute/servers/<id>                      ServerRecord
+    /compute/actions/<server>/<request id>     ActionRecord; may outlive its server by a moment, then the reconciler takes it
+    /compute/flavors/<id>                      FlavorRecord
+    /compute/flavor-names/<name>               FlavorName: makes the name unique
+    /compute/keypairs/<user>/<name>            KeyPairRecord
+    /quota/ledgers/compute/<project>           instances, cores, ram (MiB)
+    /quota/ledgers/compute.user/<user>         key_pairs
+"""

@@ -1,0 +1,216 @@
+"""The servicer of what servers run on: zones, hypervisors and services, as Nova shows them, over kernel.fleet.
+
+A host's agent is its hypervisor and its nova-compute; closing the service closes the host to new servers. Nova's numbers
+for ids, from before microversion 2.53, are made from the UUIDs.
+"""
+import json
+import socket
+import uuid
+
+from google.protobuf.struct_pb2 import Struct, Value
+
+from control.compute import limits
+from control.compute.model import SERVER
+from control.kernel import clock, fleet, listing
+from control.kernel.database import Database, Transaction
+from control.kernel.errors import Invalid, NotFound
+from control.kernel.rpc import Call
+from protos.compute.v1 import hosts_pb2 as pb
+from protos.internal.v1.fleet_pb2 import HostRecord
+
+#: What this replica does itself, by the names that Nova's clients know.
+OWN_BINARIES = ("nova-conductor", "nova-scheduler")
+
+
+class Hosts:
+    """Servicer of compute.v1.Hosts. `replica` names this one in lists of services."""
+
+    def __init__(self, database: Database, replica: str = ""):
+        self._database = database
+        self._replica = replica or socket.gethostname()
+
+    def _hosts(self) -> list[HostRecord]:
+        return sorted(self._database.cache.all(fleet.HOST), key=lambda host: host.name)
+
+    # Zones
+
+    async def ListZones(self, request: pb.ListZonesRequest, call: Call) -> pb.ListZonesResponse:
+        hosts = self._hosts()
+        zones = sorted({fleet.DEFAULT_ZONE, *map(fleet.zone_of, hosts)})
+        return pb.ListZonesResponse(zones=[pb.Zone(name=zone, state=pb.ZoneState(available=_available(hosts, zone)))
+                                           for zone in zones])
+
+    async def ListZonesDetail(self, request: pb.ListZonesRequest, call: Call) -> pb.ListZonesResponse:
+        answer = await self.ListZones(request, call)
+        now = clock.now().ToDatetime().isoformat(timespec="microseconds")
+        for zone in answer.zones:
+            zone.hosts.update({host.name: {"nova-compute": {
+                "available": not host.disabled, "active": host.up,
+                "updated_at": host.updated_at.ToDatetime().isoformat(timespec="microseconds")}}
+                for host in self._hosts() if fleet.zone_of(host) == zone.name})
+        internal = answer.zones.add(name="internal", state=pb.ZoneState(available=True))
+        internal.hosts.update({self._replica: {
+            binary: {"available": True, "active": True, "updated_at": now} for binary in OWN_BINARIES}})
+        return answer
+
+    # Hypervisors
+
+    async def ListHypervisors(self, request: pb.ListHypervisorsRequest, call: Call) -> pb.ListHypervisorsResponse:
+        page, marker = self._page(request, call)
+        rows = [pb.HypervisorSummary(
+            id=_id(host.id, call), hypervisor_hostname=host.name, state=_state(host), status=_status(host),
+            servers=self._servers(host) if request.with_servers else ()) for host in page]
+        return pb.ListHypervisorsResponse(hypervisors=rows, next_page_marker=marker)
+
+    async def ListHypervisorsDetail(self, request: pb.ListHypervisorsRequest, call: Call) -> pb.ListHypervisorsDetailResponse:
+        page, marker = self._page(request, call)
+        return pb.ListHypervisorsDetailResponse(
+            hypervisors=[self._hypervisor(host, call, request.with_servers) for host in page], next_page_marker=marker)
+
+    async def GetHypervisor(self, request: pb.GetHypervisorRequest, call: Call) -> pb.HypervisorResponse:
+        for host in self._hosts():
+            if request.hypervisor_id in (host.id, str(_number(host.id))):
+                return pb.HypervisorResponse(hypervisor=self._hypervisor(host, call, request.with_servers))
+        raise NotFound("compute.hypervisor", f"Hypervisor with ID '{request.hypervisor_id[:80]}' could not be found.")
+
+    async def GetHypervisorStatistics(self, request: pb.GetHypervisorStatisticsRequest,
+                                      call: Call) -> pb.HypervisorStatisticsResponse:
+        total = pb.HypervisorStatistics()
+        for host in self._hosts():
+            one = self._hypervisor(host, call, with_servers=False)
+            total.count += 1
+            for name in ("vcpus", "vcpus_used", "memory_mb", "memory_mb_used", "free_ram_mb", "local_gb", "local_gb_used",
+                         "free_disk_gb", "disk_available_least", "current_workload", "running_vms"):
+                setattr(total, name, getattr(total, name) + getattr(one, name))
+        return pb.HypervisorStatisticsResponse(hypervisor_statistics=total)
+
+    def _page(self, request: pb.ListHypervisorsRequest, call: Call) -> tuple[list[HostRecord], str]:
+        pattern = request.hypervisor_hostname_pattern
+        hosts = [host for host in self._hosts() if pattern in host.name]
+        if pattern and not hosts:
+            raise NotFound("compute.hypervisor", f"No hypervisor matching '{pattern[:80]}' could be found.")
+        return listing.page(hosts, limit=request.limit, marker=request.marker, sort=[(lambda host: host.name, False)])
+
+    def _servers(self, host: HostRecord) -> list[pb.HypervisorServer]:
+        return [pb.HypervisorServer(uuid=server.id, name=server.name)
+                for server in self._database.cache.by(SERVER, "host", host.name)]
+
+    def _hypervisor(self, host: HostRecord, call: Call, with_servers: bool) -> pb.Hypervisor:
+        have = host.inventory
+        claims = self._database.cache.by(fleet.CLAIM, "host", host.name)
+        vcpus, ram, disk = (sum(getattr(claim, name) for claim in claims) for name in ("vcpus", "ram_mib", "disk_gib"))
+        return pb.Hypervisor(
+            id=_id(host.id, call), hypervisor_hostname=host.name, state=_state(host), status=_status(host),
+            servers=self._servers(host) if with_servers else (), hypervisor_type=have.hypervisor_type,
+            hypervisor_version=have.hypervisor_version, host_ip=have.address,
+            service=pb.HypervisorService(id=_id(_service_id("nova-compute", host.name), call), host=host.name,
+                                         disabled_reason=host.disabled_reason or None),
+            cpu_info=_cpu_info(host, call), vcpus=have.vcpus, vcpus_used=vcpus, memory_mb=have.ram_mib, memory_mb_used=ram,
+            free_ram_mb=have.ram_mib - ram, local_gb=have.disk_gib, local_gb_used=disk, free_disk_gb=have.disk_gib - disk,
+            disk_available_least=have.disk_gib - disk, running_vms=self._database.cache.count(SERVER, "host", host.name))
+
+    # Services
+
+    async def ListServices(self, request: pb.ListServicesRequest, call: Call) -> pb.ListServicesResponse:
+        own = [pb.Service(id=_id(_service_id(binary, self._replica), call), binary=binary, host=self._replica, zone="internal",
+                          status="enabled", state="up", updated_at=clock.now()) for binary in OWN_BINARIES]
+        services = own + [_service(host, call) for host in self._hosts()]
+        return pb.ListServicesResponse(services=[
+            service for service in services
+            if request.host in ("", service.host) and request.binary in ("", service.binary)])
+
+    async def UpdateService(self, request: pb.UpdateServiceRequest, call: Call) -> pb.ServiceResponse:
+        if request.forced_down:
+            raise Invalid("compute.service.forced_down", "A host is down when its agent is silent; it cannot be forced down.")
+        if request.status not in ("enabled", "disabled") and (request.HasField("status") or not request.HasField("forced_down")):
+            raise Invalid("compute.service.status", f"status is 'enabled' or 'disabled', not {request.status[:40]!r}.")
+        if request.HasField("disabled_reason") and request.status != "disabled":
+            raise Invalid("compute.service.reason", "disabled_reason goes with the status 'disabled' only.")
+        name = next((host.name for host in self._hosts() if _service_id("nova-compute", host.name) == request.service_id), "")
+        if not name:
+            if request.service_id in {_service_id(binary, self._replica) for binary in OWN_BINARIES}:
+                raise Invalid("compute.service.binary", "Only nova-compute services can be enabled and disabled.")
+            raise NotFound("compute.service", f"Service {request.service_id[:80]} could not be found.")
+        host = self._database.require(fleet.HOST, name)
+        if request.HasField("status"):
+            host = await self._switch(name, request.status == "disabled", request.disabled_reason)
+        return pb.ServiceResponse(service=_service(host, call))
+
+    async def EnableService(self, request: pb.SwitchServiceRequest, call: Call) -> pb.SwitchServiceResponse:
+        return await self._switch_by_name(request, False)
+
+    async def DisableService(self, request: pb.SwitchServiceRequest, call: Call) -> pb.SwitchServiceResponse:
+        return await self._switch_by_name(request, True)
+
+    async def DisableServiceWithReason(self, request: pb.SwitchServiceRequest, call: Call) -> pb.SwitchServiceResponse:
+        return await self._switch_by_name(request, True)
+
+    async def _switch_by_name(self, request: pb.SwitchServiceRequest, disabled: bool) -> pb.SwitchServiceResponse:
+        if request.binary != "nova-compute" or self._database.get(fleet.HOST, request.host) is None:
+            raise NotFound("compute.service", f"There is no service {request.binary[:80]!r} on a host {request.host[:80]!r}.")
+        host = await self._switch(request.host, disabled, request.disabled_reason)
+        return pb.SwitchServiceResponse(service=pb.SwitchServiceResponse.Switched(
+            host=host.name, binary="nova-compute", status=_status(host), disabled_reason=host.disabled_reason or None))
+
+    async def _switch(self, name: str, disabled: bool, reason: str) -> HostRecord:
+        """Close a host to new servers, or open it."""
+        reason = limits.text(reason, "disabled_reason")
+
+        def decide(tx: Transaction) -> HostRecord:
+            host = tx.require(fleet.HOST, name)
+            host.disabled, host.disabled_reason = disabled, reason if disabled else ""
+            tx.put(fleet.HOST, host)
+            return host
+
+        return await self._database.transact(decide)
+
+    # What there is none of
+
+    async def ListAggregates(self, request: pb.ListAggregatesRequest, call: Call) -> pb.ListAggregatesResponse:
+        return pb.ListAggregatesResponse()
+
+    async def ListExtensions(self, request: pb.ListExtensionsRequest, call: Call) -> pb.ListExtensionsResponse:
+        return pb.ListExtensionsResponse()
+
+
+def _available(hosts: list[HostRecord], zone: str) -> bool:
+    return any(fleet.zone_of(host) == zone and host.up and not host.disabled for host in hosts)
+
+
+def _state(host: HostRecord) -> str:
+    return "up" if host.up else "down"
+
+
+def _status(host: HostRecord) -> str:
+    return "disabled" if host.disabled else "enabled"
+
+
+def _service_id(binary: str, host: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{binary}.{host}"))
+
+
+def _number(identifier: str) -> int:
+    """A number that goes with a UUID, for microversions that want one."""
+    return int(identifier.replace("-", "")[:7] or "0", 16)
+
+
+def _id(identifier: str, call: Call) -> Value:
+    if call.microversion is not None and call.microversion < (2, 53):
+        return Value(number_value=_number(identifier))
+    return Value(string_value=identifier)
+
+
+def _cpu_info(host: HostRecord, call: Call) -> Value:
+    info = {"arch": host.inventory.architecture, "model": host.inventory.cpu_model}
+    if call.microversion is not None and call.microversion < (2, 28):
+        return Value(string_value=json.dumps(info))
+    fields = Struct()
+    fields.update(info)
+    return Value(struct_value=fields)
+
+
+def _service(host: HostRecord, call: Call) -> pb.Service:
+    return pb.Service(
+        id=_id(_service_id("nova-compute", host.name), call), binary="nova-compute", host=host.name, zone=fleet.zone_of(host),
+        status=_status(host), state=_state(host), updated_at=host.updated_at if host.HasField("updated_at") else None,
+        disabled_reason=host.disabled_reason or None)

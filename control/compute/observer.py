@@ -1,0 +1,62 @@
+"""Takes in what agents report of servers; writes only what changed, so a report may come any number of times."""
+import logging
+from collections.abc import Callable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control.compute import history, model
+from control.compute.model import SERVER
+from control.compute.neighbours import Placer, Ports
+from control.compute.removal import remove
+from control.kernel import clock, quota
+from control.kernel.database import Database, Transaction
+from protos.internal.v1.hosts_pb2 import Gone, ObservedPort, ObservedServer
+
+log = logging.getLogger(__name__)
+
+
+class Observer:
+    """control.hosts.neighbours.Observer for servers. A report counts only from the host that the server is on."""
+
+    def __init__(self, database: Database, ports: Ports, placer: Placer, now: Callable[[], Timestamp] = clock.now):
+        self._database = database
+        self._ports = ports
+        self._placer = placer
+        self._now = now
+
+    async def observed_server(self, host: str, server: ObservedServer) -> None:
+        def decide(tx: Transaction) -> str:
+            record = tx.get(SERVER, server.id)
+            if record is None or record.host != host:
+                return ""
+            before, now = model.derive(record), self._now()
+            if not model.observe(record, server, self._ports.wired(server.id), now):
+                return ""
+            after = model.derive(record)
+            if after != before:
+                record.updated_at.CopyFrom(now)
+            tx.put(SERVER, record)
+            history.closed(tx, record, now)
+            return f"{before.status} -> {after.status}" if after.status != before.status else ""
+
+        if change := await self._database.transact(decide):
+            log.info("server %s: %s%s", server.id, change, f": {server.fault}" if server.fault else "")
+
+    async def observed_port(self, host: str, port: ObservedPort) -> None:
+        """Ports are the network's; the reconciler looks at them when a server waits for one."""
+
+    async def gone(self, host: str, gone: Gone) -> None:
+        collection, _, server_id = gone.key.partition("/")
+        record = self._database.get(SERVER, server_id) if collection == "server" else None
+        if record is None:
+            return
+
+        def decide(tx: Transaction) -> bool:
+            current = tx.get(SERVER, server_id)
+            if current is None or current.host != host or not current.desired.deleted:
+                return False
+            remove(tx, current, self._ports, self._placer)
+            return True
+
+        if await self._database.transact(decide, serial=quota.serial(model.QUOTA, record.project_id)):
+            log.info("server %s: gone from %s and removed", server_id, host)

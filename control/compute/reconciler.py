@@ -1,0 +1,188 @@
+"""Carries servers on where no agent does: chooses their hosts, settles them, and lets deleted ones go. Runs as leader.
+
+One step a call, each one commit with the leader's fence: a crash between steps leaves a state that the next call goes on from.
+"""
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control.compute import history, model
+from control.compute.model import ACTION, SERVER
+from control.compute.neighbours import Placed, Placer, Ports, Wanted
+from control.compute.removal import remove
+from control.kernel import clock, fleet, quota
+from control.kernel.cache import Change
+from control.kernel.database import Database, Transaction
+from control.kernel.reconcile import Controller
+from control.kernel.store import Guard
+from protos.compute.v1.records_pb2 import ServerFault, ServerRecord
+from protos.internal.v1.hosts_pb2 import ObservedServer
+
+log = logging.getLogger(__name__)
+
+#: Operations that one placement commit is filled to, by an estimate; the store's limit is 128.
+BATCH_OPERATIONS = 100
+
+#: Seconds that a new server waits where no host is up at all, as after a restart of everything, before it is refused.
+#: Longer leaves users in doubt, shorter fails servers that an agent about to return would have run.
+PATIENCE = 30
+
+#: Seconds between looks at a server that runs but whose ports are not reported up yet. A look costs microseconds.
+WIRING_PAUSE = 0.1
+
+#: Rows of history that are deleted in one commit.
+HISTORY_BATCH = 100
+
+
+class Reconciler:
+    """The leader's part of servers. `fence` is added to every commit; `now` is the clock, to be replaced in tests."""
+
+    def __init__(self, database: Database, ports: Ports, placer: Placer, fence: Sequence[Guard] = (),
+                 now: Callable[[], Timestamp] = clock.now):
+        self._database = database
+        self._ports = ports
+        self._placer = placer
+        self._fence = fence
+        self._now = now
+        self._placing = asyncio.Lock()
+
+    def controller(self) -> Controller:
+        """This reconciler over all servers; `await controller().run()` until leadership ends."""
+        return Controller("compute.servers", self._database.cache, keys_of=self.keys_of, all_keys=self.all_keys,
+                          reconcile=self.reconcile)
+
+    def keys_of(self, change: Change) -> Iterable[str]:
+        """The servers that a change concerns: itself, or those of a host that is gone or came up."""
+        if change.kind is SERVER:
+            return [(change.after or change.before).id]  # type: ignore[union-attr]
+        if change.kind is fleet.HOST and change.after is None:
+            return [server.id for server in self._database.cache.by(SERVER, "host", change.before.name)]  # type: ignore[union-attr]
+        if change.kind is fleet.HOST and change.after.up and not (change.before and change.before.up):  # type: ignore[union-attr]
+            return [server.id for server in self._database.cache.by(SERVER, "host", "")]
+        return ()
+
+    def all_keys(self) -> list[str]:
+        """Every server, and every one that has left history behind."""
+        ids = {server.id for server in self._database.cache.all(SERVER)}
+        return list(ids | {row.server_id for row in self._database.cache.all(ACTION)})
+
+    async def reconcile(self, server_id: str) -> float | None:
+        """One step for one server."""
+        server = self._database.get(SERVER, server_id)
+        if server is None:
+            return await self._forget(server_id)
+        if server.desired.deleted:
+            return await self._remove(server)
+        if not server.host:
+            return None if server.HasField("fault") else await self._place(server_id)
+        return await self._settle(server)
+
+    # Placement
+
+    async def _place(self, server_id: str) -> float | None:
+        """Choose hosts for this server and for the others that wait, in one commit."""
+        async with self._placing:
+            server = self._database.get(SERVER, server_id)
+            if server is None or not _waits(server):
+                return None
+            refused_for_now = await self._database.transact(lambda tx: self._decide_places(tx, server_id), guards=self._fence)
+        return 1.0 if refused_for_now else None
+
+    def _decide_places(self, tx: Transaction, first: str) -> bool:
+        """Give waiting servers hosts, or the fault that says why not; whether `first` was left to wait on."""
+        waiting = self._batch(tx, first)
+        decisions = self._placer.place(tx, [_wanted(server) for server in waiting])
+        patient = not any(host.up and not host.disabled for host in tx.rows(fleet.HOST))
+        now = self._now()
+        left = False
+        for server, decision in zip(waiting, decisions, strict=True):
+            if isinstance(decision, Placed):
+                server.host = decision.host
+                self._ports.bind(tx, server.id, decision.host)
+                log.info("server %s: placed on %s", server.id, decision.host)
+            elif patient and now.seconds - server.created_at.seconds < PATIENCE:
+                left = left or server.id == first
+                continue
+            else:
+                text = f"No valid host was found. {decision.reason}"
+                server.fault.CopyFrom(ServerFault(code=500, message=text, created_at=now))
+                log.info("server %s: %s", server.id, text)
+            server.updated_at.CopyFrom(now)
+            tx.put(SERVER, server)
+            history.closed(tx, server, now)
+        return left
+
+    def _batch(self, tx: Transaction, first: str) -> list[ServerRecord]:
+        """Copies of servers that wait for a host, the oldest first and `first` among them, as many as one commit holds."""
+        waiting = sorted((server for server in tx.rows(SERVER, "host", "") if _waits(server)),
+                         key=lambda server: (server.id != first, server.created_at.seconds, server.created_at.nanos))
+        batch: list[ServerRecord] = []
+        operations = 0
+        for server in waiting:
+            operations += 4 + 2 * len(self._ports.ids(server.id))
+            if batch and operations > BATCH_OPERATIONS:
+                break
+            copy = ServerRecord()
+            copy.CopyFrom(server)
+            batch.append(copy)
+        return batch
+
+    # After the host
+
+    async def _settle(self, server: ServerRecord) -> float | None:
+        """Bring a server whose guest runs to ACTIVE once its ports are wired; the agent's reports do all else."""
+        if server.HasField("launched_at") or server.seen.domain != ObservedServer.RUNNING:
+            return None
+        if not self._ports.wired(server.id):
+            return WIRING_PAUSE
+
+        def decide(tx: Transaction) -> None:
+            current = tx.get(SERVER, server.id)
+            if current is None:
+                return
+            before = current.seen.settled
+            model.settle(current, self._ports.wired(current.id), now := self._now())
+            if current.seen.settled != before:
+                current.updated_at.CopyFrom(now)
+                tx.put(SERVER, current)
+                history.closed(tx, current, now)
+
+        await self._database.transact(decide, guards=self._fence)
+        return None
+
+    async def _remove(self, server: ServerRecord) -> float | None:
+        """Let a deleted server go that has no host, or one that is no more. Otherwise its agent says when it is gone."""
+        def decide(tx: Transaction) -> bool:
+            current = tx.get(SERVER, server.id)
+            if current is None or (current.host and tx.get(fleet.HOST, current.host) is not None):
+                return False
+            remove(tx, current, self._ports, self._placer)
+            return True
+
+        if await self._database.transact(decide, guards=self._fence, serial=quota.serial(model.QUOTA, server.project_id)):
+            log.info("server %s: removed", server.id)
+        return None
+
+    async def _forget(self, server_id: str) -> float | None:
+        """Delete what is left of the history of a server that is no more."""
+        rows = self._database.cache.by(ACTION, "server", server_id)[:HISTORY_BATCH]
+        if not rows:
+            return None
+
+        def decide(tx: Transaction) -> None:
+            for row in rows:
+                tx.delete(ACTION, row.server_id, row.request_id)
+
+        await self._database.transact(decide, guards=self._fence)
+        return 0
+
+
+def _waits(server: ServerRecord) -> bool:
+    return not server.host and not server.desired.deleted and not server.HasField("fault")
+
+
+def _wanted(server: ServerRecord) -> Wanted:
+    return Wanted(server.id, server.project_id, server.flavor.vcpus, server.flavor.ram_mib, model.disk_of(server),
+                  server.availability_zone, server.forced_host)

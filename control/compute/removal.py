@@ -1,0 +1,18 @@
+"""The one way that a server's record goes: with its ports, its claim and its quota charge, in one commit.
+
+Its history stays behind for a moment; the reconciler takes what belongs to no server.
+"""
+from control.compute import model
+from control.compute.neighbours import Placer, Ports
+from control.kernel import quota
+from control.kernel.database import Transaction
+from protos.compute.v1.records_pb2 import ServerRecord
+
+
+def remove(tx: Transaction, server: ServerRecord, ports: Ports, placer: Placer) -> None:
+    """Let a server go that its host has nothing left of, or that never had one."""
+    ports.release(tx, server.id)
+    placer.release(tx, server.id)
+    quota.charge(tx, model.QUOTA, server.project_id, model.DEFAULT_QUOTAS,
+                 **{name: -amount for name, amount in model.charge_of(server).items()})
+    tx.delete(model.SERVER, server.id)

@@ -1,0 +1,35 @@
+"""The compute service put together: its kinds, its servicers, and what runs beside them."""
+from google.protobuf.descriptor import ServiceDescriptor
+
+from control.compute import model
+from control.compute.flavors import Flavors
+from control.compute.history import InstanceActions
+from control.compute.hosts import Hosts
+from control.compute.keypairs import KeyPairs
+from control.compute.neighbours import Console, Images, Ports
+from control.compute.observer import Observer
+from control.compute.parts import ServerParts
+from control.compute.projection import Projection
+from control.compute.quotas import Quotas
+from control.compute.reconciler import Reconciler
+from control.compute.servers import Servers
+from control.kernel.database import Database
+from protos.compute.v1 import actions_pb2, flavors_pb2, hosts_pb2, keypairs_pb2, quotas_pb2, server_parts_pb2, servers_pb2
+
+__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "servicers"]
+
+KINDS = model.KINDS
+
+
+def servicers(database: Database, ports: Ports, images: Images, console: Console,
+              replica: str = "") -> list[tuple[object, ServiceDescriptor]]:
+    """What the dispatcher shall serve. `replica` names this one in lists of services; "": this machine's name."""
+    return [
+        (Servers(database, ports, images, console), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
+        (ServerParts(database, ports), server_parts_pb2.DESCRIPTOR.services_by_name["ServerParts"]),
+        (InstanceActions(database), actions_pb2.DESCRIPTOR.services_by_name["InstanceActions"]),
+        (Flavors(database), flavors_pb2.DESCRIPTOR.services_by_name["Flavors"]),
+        (KeyPairs(database), keypairs_pb2.DESCRIPTOR.services_by_name["KeyPairs"]),
+        (Quotas(database), quotas_pb2.DESCRIPTOR.services_by_name["Quotas"]),
+        (Hosts(database, replica), hosts_pb2.DESCRIPTOR.services_by_name["Hosts"]),
+    ]

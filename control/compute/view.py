@@ -1,0 +1,90 @@
+"""A server's record as clients see it, with what its network, host and image add."""
+import base64
+from collections.abc import Iterable
+
+from google.protobuf.struct_pb2 import ListValue
+
+from control.compute import model
+from control.compute.neighbours import Address, Ports
+from control.kernel import fleet
+from control.kernel.database import Database
+from control.kernel.rpc import Call
+from protos.compute.v1 import servers_pb2 as pb
+from protos.compute.v1.records_pb2 import ServerRecord
+
+
+def by_network(addresses: Iterable[Address], extended: bool) -> dict[str, ListValue]:
+    """Addresses by the name of their network; `extended` with type and MAC."""
+    networks: dict[str, ListValue] = {}
+    for address in addresses:
+        row: dict[str, object] = {"version": address.version, "addr": address.ip}
+        if extended:
+            row |= {"OS-EXT-IPS:type": address.type, "OS-EXT-IPS-MAC:mac_addr": address.mac}
+        networks.setdefault(address.network, ListValue()).append(row)
+    return networks
+
+
+class Views:
+    """Makes answers from records. Reads the cache only."""
+
+    def __init__(self, database: Database, ports: Ports):
+        self._database = database
+        self._ports = ports
+
+    def state(self, server: ServerRecord) -> model.State:
+        return model.derive(server, self.host_is_up(server))
+
+    def host_is_up(self, server: ServerRecord) -> bool:
+        host = self._database.get(fleet.HOST, server.host) if server.host else None
+        return host is not None and host.up
+
+    def zone(self, server: ServerRecord) -> str:
+        """The zone of a server's host; without a host the one it asked for."""
+        host = self._database.get(fleet.HOST, server.host) if server.host else None
+        return fleet.zone_of(host) if host is not None else server.availability_zone
+
+    def server(self, server: ServerRecord, call: Call) -> pb.Server:
+        """Everything that the caller may see of a server."""
+        state = self.state(server)
+        view = pb.Server(
+            id=server.id, name=server.name, status=state.status, tenant_id=server.project_id, user_id=server.user_id,
+            created=server.created_at, updated=server.updated_at, metadata=server.metadata, host_hash=model.host_hash(server),
+            image=pb.ServerImage(id=server.image.id), flavor=self._flavor(server),
+            addresses=by_network(self._ports.addresses(server.id), extended=True), access_ip_v4=server.access_ip_v4,
+            access_ip_v6=server.access_ip_v6, disk_config=server.disk_config, availability_zone=self.zone(server),
+            config_drive="True" if server.config_drive else "", key_name=server.key.name or None,
+            launched_at=server.launched_at if server.HasField("launched_at") else None,
+            security_groups=[pb.GroupName(name=name) for name in self._ports.security_groups(server.id)],
+            task_state=state.task_state or None, vm_state=state.vm_state, power_state=state.power_state, locked=server.locked,
+            locked_reason=server.locked_reason or None, tags=server.tags,
+            description=server.description if server.HasField("description") else None,
+            pinned_availability_zone=server.availability_zone or None)
+        if server.HasField("fault"):
+            view.fault.code, view.fault.message = server.fault.code, server.fault.message
+            view.fault.created.CopyFrom(server.fault.created_at)
+        if call.caller.is_admin:
+            self._add_for_admin(view, server)
+        if call.caller.is_admin or call.microversion is None or call.microversion >= (2, 90):
+            view.hostname = server.hostname
+        return view
+
+    def _add_for_admin(self, view: pb.Server, server: ServerRecord) -> None:
+        if server.host:
+            view.host = view.hypervisor_hostname = server.host
+        view.host_status = ("UP" if self.host_is_up(server) else "DOWN") if server.host else ""
+        view.instance_name = f"instance-{server.id[:8]}"
+        view.reservation_id, view.launch_index = server.reservation_id, server.launch_index
+        view.kernel_id, view.ramdisk_id = server.image.kernel.id, server.image.ramdisk.id
+        view.root_device_name = "/dev/vda"
+        if server.user_data:
+            view.user_data = base64.b64encode(server.user_data).decode()
+        if server.HasField("fault"):
+            view.fault.details = server.fault.details
+
+    @staticmethod
+    def _flavor(server: ServerRecord) -> pb.ServerFlavor:
+        flavor = server.flavor
+        return pb.ServerFlavor(
+            id=flavor.id, links=[pb.Link(rel="bookmark", href=f"/flavors/{flavor.id}")], original_name=flavor.name,
+            vcpus=flavor.vcpus, ram=flavor.ram_mib, disk=flavor.disk_gib, ephemeral=flavor.ephemeral_gib, swap=flavor.swap_mib,
+            extra_specs=flavor.extra_specs)
