@@ -40,8 +40,13 @@ class WorkQueue:
 
     def add_later(self, key: str, seconds: float) -> None:
         """Add a key after a while, or sooner if something else adds it."""
-        if key not in self._timers and key not in self._due:
-            self._timers[key] = asyncio.get_running_loop().call_later(seconds, self._timed, key)
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if key in self._due or (timer and timer.when() <= loop.time() + seconds):
+            return
+        if timer:
+            timer.cancel()
+        self._timers[key] = loop.call_later(seconds, self._timed, key)
 
     def failed(self, key: str) -> None:
         """Add a key after its back-off, which doubles with each failure in a row."""

@@ -1,9 +1,13 @@
 """Both stores under the suite of the contract, and what compaction does to each."""
 import asyncio
+import random
 
+import pytest
+
+from control.kernel.errors import Stale
 from control.kernel.etcd_client import rpc_pb2
 from control.kernel.etcd_store import EtcdStore
-from control.kernel.store import MemoryStore, Record
+from control.kernel.store import Guard, MemoryStore, Record
 from tests.conformance.check_store import StoreContract, take
 
 
@@ -56,3 +60,45 @@ async def test_a_running_watch_outlives_compaction(store):
     await compact(store)
     await store.commit(Record("/w/c", b""))
     assert [record.key for batch in await task for record in batch.records] == ["/w/b", "/w/c"]
+
+
+@pytest.mark.etcd
+async def test_both_stores_take_and_refuse_the_same_commits(etcd_store):
+    """Random scripts over few keys; revisions differ between the two, so each store's are numbered as they come."""
+    memory = MemoryStore()
+    draw = random.Random(20261122)
+    keys = [f"/r/{name}" for name in ("a", "b", "ab", "b/c")]
+    history: list[tuple[int, int]] = [(0, 0)]       # revisions of the same moment in both
+    outcomes = set()
+    for step in range(400):
+        written = draw.sample(keys, draw.randint(0, 3))
+        current = {key: (await memory.get(key)).revision for key in keys}
+        moments = dict(history)
+        at = {key: current[key] if draw.random() < 0.8 else draw.choice(history)[0] for key in keys}
+        values = {key: draw.choice([None, b"", b"%d" % step]) for key in written}
+        guards = []
+        for key in draw.sample(keys, draw.randint(0, 2)):
+            match draw.choice(["unchanged", "exists", "created", "empty"]):
+                case "unchanged":
+                    guards.append(("unchanged", key, at[key]))
+                case "created":
+                    guards.append(("created", key, (await memory.get(key)).created or draw.choice(history[1:] or [(1, 1)])[0]))
+                case what:
+                    guards.append((what, key, 0))
+        results = []
+        for store, same in ((memory, {moment: moment for moment in moments}), (etcd_store, moments)):
+            try:
+                results.append(await store.commit(
+                    *(Record(key, values[key], same[at[key]]) for key in written),
+                    guards=[Guard(key, what, same.get(revision, 1)) for what, key, revision in guards]))
+            except Stale:
+                results.append(None)
+        assert (results[0] is None) == (results[1] is None), (written, guards)
+        outcomes.add(results[0] is None)
+        if results[0] is not None and results[0] not in moments:
+            history.append((results[0], results[1]))
+        for ours, theirs in zip((await memory.scan("/r/"))[0], (await etcd_store.scan("/r/"))[0], strict=True):
+            moments = dict(history)
+            assert (ours.key, ours.value, moments[ours.revision], moments[ours.created]) == (
+                theirs.key, theirs.value, theirs.revision, theirs.created)
+    assert outcomes == {True, False}
