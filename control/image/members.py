@@ -65,7 +65,7 @@ class Members:
             if member is None or not _sees(call.caller, image, member):
                 raise _missing(request.image_id, request.member_id)
             if member.member_id != call.caller.project_id and not call.caller.is_admin:
-                raise Denied("image.members.status", "You are not permitted to change the status of another project's membership.")
+                raise Denied("image.members.status", "You are not permitted to change another project's membership.")
             member.status = request.status
             member.updated_at.CopyFrom(now)
             tx.put(MEMBER, member)

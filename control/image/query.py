@@ -3,6 +3,7 @@ import csv
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,7 +19,7 @@ from protos.image.v1.records_pb2 import ImageRecord
 _FIELDS = {field_name(field): field for field in Image.DESCRIPTOR.fields if field.name != "properties"}
 _LISTS = frozenset({"id", "name", "status", "disk_format", "container_format"})       # take "in:"
 _TIMES = frozenset({"created_at", "updated_at"})                                      # take the comparisons
-_COMPARISONS: Mapping[str, Callable[[object, object], bool]] = {
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le, "eq": operator.eq, "neq": operator.ne}
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on", "t", "y"}), frozenset({"false", "0", "no", "off", "f", "n"})
 _SPECIAL = frozenset({"visibility", "member_status", "os_hidden", "tag", "size_min", "size_max"})
@@ -127,7 +128,7 @@ def _parts(value: str) -> list[str]:
     return next(csv.reader([value[3:]]), []) if value.startswith("in:") else [value]
 
 
-def _comparison(name: str, value: str) -> tuple[Callable[[object, object], bool], float]:
+def _comparison(name: str, value: str) -> tuple[Callable[[Any, Any], bool], float]:
     head, colon, rest = value.partition(":")
     compare, text = (_COMPARISONS[head], rest) if colon and head in _COMPARISONS else (operator.eq, value)
     try:
@@ -147,7 +148,7 @@ def _tag_test(tag: str) -> Callable[[Image], bool]:
     return lambda image: tag in image.tags
 
 
-def _size_test(compare: Callable[[object, object], bool], bound: int) -> Callable[[Image], bool]:
+def _size_test(compare: Callable[[Any, Any], bool], bound: int) -> Callable[[Image], bool]:
     return lambda image: image.HasField("size") and compare(image.size, bound)
 
 

@@ -1,0 +1,3 @@
+#!/bin/sh
+[ "$ACTION $SUBSYSTEM" = "add net" ] && exec /etc/nic-added "$INTERFACE"
+exit 0
