@@ -36,11 +36,16 @@ class Api:
     versions: tuple[options_pb2.Api.Version, ...]
     aliases: dict[str, str] = field(default_factory=dict)
 
+    def prefix_of(self, path: str) -> str:
+        """The version's part of a path below the mount: "/v2.1" of "/v2.1/servers"; the endpoint's path where it has none."""
+        found = [version.path.rstrip("/") for version in self.versions if path.startswith(version.path.rstrip("/") + "/")]
+        return max(found, key=len, default=self.endpoint)
+
     def version_of(self, path: str) -> options_pb2.Api.Version | None:
         """The version with microversions that a path below the mount belongs to; None where there is none."""
         found = [version for version in self.versions
                  if version.max_version and version.path not in self.aliases
-                 and (path == version.path or path.startswith(version.path.rstrip("/") + "/"))]
+                 and path.startswith(version.path.rstrip("/") + "/")]
         return max(found, key=lambda version: len(version.path), default=None)
 
 

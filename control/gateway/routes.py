@@ -153,7 +153,7 @@ class Routes:
 
     def _add(self, rule: Rule) -> None:
         api = rule.api
-        self._insert(rule, rule.path, api.endpoint, False)
+        self._insert(rule, rule.path, api.prefix_of(rule.path), False)
         for alias, prefix in api.aliases.items():
             if rule.path == prefix or rule.path.startswith(prefix + "/"):
                 self._insert(rule, alias + rule.path[len(prefix):], alias, True)
@@ -236,7 +236,7 @@ def _relations(api: Api, written: Iterable[tuple[Api, Method, str, str, http_pb2
     """The collections below each resource, for the family that links to them: "GET /resource_providers/{id}/inventories"."""
     found: dict[str, list[Relation]] = {}
     for owner, method, verb, path, _ in written:
-        parts = path.removeprefix(api.endpoint).split("/")[1:]
+        parts = path.removeprefix(api.prefix_of(path)).split("/")[1:]
         if owner is api and verb == "GET" and len(parts) == 3 and parts[1].startswith("{") and not parts[2].startswith("{"):
             found.setdefault(parts[0], []).append(Relation(parts[2], number(rest_options(method.descriptor).since)))
     return found
@@ -248,7 +248,7 @@ def _collections(api: Api, rules: Iterable[Rule]) -> list[documents.Collection]:
         return []
     found = {}
     for rule in rules:
-        name = rule.path.removeprefix(api.endpoint + "/")
+        name = rule.path.removeprefix(api.prefix_of(rule.path) + "/")
         if rule.api is api and rule.verb == "GET" and "/" not in name:
             rows = rule.method.descriptor.output_type.fields_by_name.get(name.replace("-", "_"))
             singular = name[:-3] + "y" if name.endswith("ies") else name.removesuffix("s")

@@ -1,18 +1,24 @@
 """How REST spells what descriptors hold: one rule for fields, one for enum values."""
-from google.protobuf.descriptor import EnumValueDescriptor, FieldDescriptor
+import functools
+
+from google.protobuf.descriptor import Descriptor, EnumValueDescriptor, FieldDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto
 from google.protobuf.message import Message
 
 from protos.brume.v1 import options_pb2
 
 
-def field_name(field: FieldDescriptor) -> str:
-    """A field's JSON name: its json_name where one was given, else its proto name.
+@functools.cache
+def _given_names(message: Descriptor) -> dict[str, str]:
+    """The json_names that a message's fields were given: only a descriptor's proto form tells them from protoc's own."""
+    form = DescriptorProto()
+    message.CopyToProto(form)
+    return {field.name: field.json_name for field in form.field if field.json_name}
 
-    Python's descriptors do not say whether json_name was given; protoc's default for it is lowerCamelCase.
-    """
-    head, *rest = field.name.split("_")
-    default = head + "".join(part[:1].upper() + part[1:] for part in rest)
-    return field.name if field.json_name == default else field.json_name
+
+def field_name(field: FieldDescriptor) -> str:
+    """A field's JSON name: its json_name where one was given, else its proto name."""
+    return _given_names(field.containing_type).get(field.name, field.name)
 
 
 def enum_spelling(value: EnumValueDescriptor) -> str:
