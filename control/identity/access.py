@@ -1,6 +1,9 @@
 """Who may read what of identity, beyond the policy that each rpc has."""
+from collections.abc import Iterable
+
 from control.kernel.errors import Denied
 from control.kernel.rpc import Call, Caller
+from protos.brume.v1.options_pb2 import QueryParameter
 
 
 def reads_all(caller: Caller) -> bool:
@@ -17,6 +20,15 @@ def require_self(call: Call, user_id: str, action: str) -> None:
     """The user themselves, or who reads all. Whether another user exists is nobody else's business."""
     if call.caller.user_id != user_id:
         require_reader(call, action)
+
+
+def require_name(filters: Iterable[QueryParameter], action: str) -> None:
+    """A list that asks for one name: clients that know a thing of their own by its name find it so, and nothing else.
+
+    Without it, who does not read all is refused, as in Keystone.
+    """
+    if not any(parameter.key == "name" for parameter in filters):
+        raise denied(action)
 
 
 def denied(action: str) -> Denied:

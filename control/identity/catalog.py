@@ -211,14 +211,14 @@ class Catalog:
 
 def _check_service(service: pb.Service) -> None:
     if not 1 <= len(service.type) <= NAME_LIMITS["service"] or len(service.name) > NAME_LIMITS["service"]:
-        raise Invalid("identity.service.type", "Invalid input for field 'type': a service has a type of 1 to 255 characters and a "
-                                               "name of at most 255.")
+        raise Invalid("identity.service.type", "Invalid input for field 'type': a service has a type of 1 to 255 characters, "
+                                               "and a name of at most 255.")
     check_resource(service)
 
 
 def _check_endpoint(endpoint: pb.Endpoint) -> None:
     if endpoint.interface not in INTERFACES:
-        raise Invalid("identity.endpoint.interface", f"Invalid input for field 'interface': {endpoint.interface!r} is not one of "
+        raise Invalid("identity.endpoint.interface", f"Invalid input for field 'interface': {endpoint.interface!r} is none of "
                                                      f"{', '.join(INTERFACES)}.")
     if not 1 <= len(endpoint.url) <= MAX_URL:
         raise Invalid("identity.endpoint.url", f"Invalid input for field 'url': 1 to {MAX_URL} characters.")

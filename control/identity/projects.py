@@ -4,7 +4,7 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 
 from control.identity import access
-from control.identity.holdings import ancestors, roles_on
+from control.identity.holdings import ancestors, reachable, roles_on
 from control.identity.model import (
     ENTRY,
     MAX_DEPTH,
@@ -52,8 +52,12 @@ class Projects:
         return pb.CreateProjectResponse(project=project)
 
     async def ListProjects(self, request: pb.ListProjectsRequest, call: Call) -> pb.ListProjectsResponse:
-        access.require_reader(call, "list_projects")
-        return listed([record.project for record in self._db.cache.all(PROJECT)], request.filters, request.limit, request.marker)
+        if access.reads_all(call.caller):
+            projects = [record.project for record in self._db.cache.all(PROJECT)]
+        else:
+            access.require_name(request.filters, "list_projects")
+            projects = reachable(self._db, call.caller.user_id, "project")
+        return listed(projects, request.filters, request.limit, request.marker)
 
     async def GetProject(self, request: pb.GetProjectRequest, call: Call) -> pb.GetProjectResponse:
         caller, project_id = call.caller, request.project_id

@@ -8,7 +8,7 @@ from control.identity.bootstrap import bootstrap
 from control.identity.catalog import Catalog
 from control.identity.domains import Domains
 from control.identity.groups import Groups, Memberships
-from control.identity.model import KINDS
+from control.identity.model import DEFAULT_DOMAIN, KINDS, id_by_name
 from control.identity.passwords import Passwords
 from control.identity.projects import Projects
 from control.identity.roles import Roles
@@ -31,7 +31,7 @@ from protos.identity.v1 import (
     users_pb2,
 )
 
-__all__ = ["API", "KINDS", "Passwords", "TokenAuthenticator", "bootstrap", "rotate", "servicers"]
+__all__ = ["API", "KINDS", "Passwords", "TokenAuthenticator", "bootstrap", "project_id", "rotate", "servicers"]
 
 #: The file whose option says how REST sees the service.
 API = api_pb2.DESCRIPTOR
@@ -55,3 +55,8 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
     ]
     return [(servicer, module.DESCRIPTOR.services_by_name[name]) for servicer, module, name in made]
+
+
+def project_id(db: Database, name: str) -> str:
+    """The id of a project of the default domain; "" where there is none."""
+    return id_by_name(db, "project", DEFAULT_DOMAIN, name)

@@ -63,8 +63,12 @@ class Users:
         return pb.CreateUserResponse(user=user)
 
     async def ListUsers(self, request: pb.ListUsersRequest, call: Call) -> pb.ListUsersResponse:
-        access.require_reader(call, "list_users")
-        return listed([record.user for record in self._db.cache.all(USER)], request.filters, request.limit, request.marker)
+        if access.reads_all(call.caller):
+            users = [record.user for record in self._db.cache.all(USER)]
+        else:
+            access.require_name(request.filters, "list_users")
+            users = [require(self._db, USER, call.caller.user_id).user]
+        return listed(users, request.filters, request.limit, request.marker)
 
     async def GetUser(self, request: pb.GetUserRequest, call: Call) -> pb.GetUserResponse:
         access.require_self(call, request.user_id, "get_user")
