@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at what nobody asked to change. Shorter repairs sooner what others break, and costs a dump of links.
 LOOK = 60.0
 
+#: Says that the host did not forward packets before a cloud of this machine came; the last one to go undoes it.
+FORWARDING = Path("/run/brume-ip-forward")
+
 
 @dataclass(slots=True)
 class Sockets:
@@ -300,11 +303,10 @@ class LinuxNetworking:
         done()
 
     def _route_for_others(self) -> None:
-        """Have the host forward packets, and remember whether that was our doing."""
-        switch, memory = Path("/proc/sys/net/ipv4/ip_forward"), self._run_dir / "ip_forward"
+        """Have the host forward packets, and remember if that was our doing."""
+        switch = Path("/proc/sys/net/ipv4/ip_forward")
         if switch.read_text().strip() == "0":
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            memory.write_text("0")
+            FORWARDING.write_text("0")
             switch.write_text("1")
             log.info("forwarding of packets turned on, for external networks")
 
@@ -427,11 +429,9 @@ class LinuxNetworking:
         with Nft() as nft:
             for family in ("bridge", "inet"):
                 attempt(f"rules, {family}", functools.partial(nft.drop, family, self._names.table))
-        memory = self._run_dir / "ip_forward"
-        if memory.exists():
-            if not others:
-                Path("/proc/sys/net/ipv4/ip_forward").write_text(memory.read_text())
-            memory.unlink()
+        if FORWARDING.exists() and not others:
+            Path("/proc/sys/net/ipv4/ip_forward").write_text(FORWARDING.read_text())
+            FORWARDING.unlink()
         shutil.rmtree(self._run_dir / "dhcp", ignore_errors=True)
         self._servers.clear()
         self._let_go()
