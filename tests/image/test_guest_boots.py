@@ -20,8 +20,8 @@ from control.image.guest.build import TOOLS, BuildError, Guest, build
 #: Seconds that a boot may take on a machine that is busy with other things; it takes 4 to 6.
 PATIENCE = 90
 
-pytestmark = [pytest.mark.vm, pytest.mark.skipif(
-    not all(map(shutil.which, (*TOOLS, "qemu-system-x86_64", "ssh"))), reason="needs Debian's qemu-system-x86, ssh and the guest's tools")]
+NEEDED = (*TOOLS, "qemu-system-x86_64", "ssh", "genisoimage", "cpio")
+pytestmark = [pytest.mark.vm, pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason=f"needs {', '.join(NEEDED)}")]
 
 # connects one TCP connection of the guest to the metadata server here
 RELAY = """#!{python}
@@ -104,8 +104,9 @@ class Machine:
         network = (f"user,id=n0,net=169.254.169.0/24,host=169.254.169.2,dhcpstart=169.254.169.15,dns=169.254.169.3,"
                    f"hostfwd=tcp:127.0.0.1:{self._port}-:22{forward}")
         self._process = subprocess.Popen([
-            "qemu-system-x86_64", "-accel", "tcg", "-m", "192", "-display", "none", "-no-reboot", "-serial", f"file:{self._serial}",
-            "-monitor", f"unix:{self._monitor},server,nowait", "-netdev", network, "-device", "virtio-net-pci,netdev=n0",
+            "qemu-system-x86_64", "-accel", "tcg", "-m", "192", "-display", "none", "-no-reboot",
+            "-serial", f"file:{self._serial}", "-monitor", f"unix:{self._monitor},server,nowait",
+            "-netdev", network, "-device", "virtio-net-pci,netdev=n0",
             "-netdev", "user,id=n1,net=10.9.8.0/24", "-device", "virtio-net-pci,netdev=n1", *devices],
             stdin=subprocess.DEVNULL)
 
@@ -115,7 +116,8 @@ class Machine:
     def wait_for(self, text: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while text not in self.console():
-            assert self._process.poll() is None and time.monotonic() < deadline, f"no {text!r} on the console:\n{self.console()[-3000:]}"
+            assert self._process.poll() is None and time.monotonic() < deadline, \
+                f"no {text!r} on the console:\n{self.console()[-3000:]}"
             time.sleep(0.1)
 
     def ssh(self, command: str) -> str:

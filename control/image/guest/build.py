@@ -73,7 +73,7 @@ def _kernel_package() -> str:
     said = _run(["apt-cache", "depends", "--important", recipe.KERNEL_METAPACKAGE], "asking apt for the kernel")
     match = re.search(r"Depends: (linux-image-\S+)", said)
     if match is None:
-        raise BuildError(f"apt knows no package {recipe.KERNEL_METAPACKAGE}: run `apt-get update` on a Debian machine, then try again")
+        raise BuildError(f"apt knows no package {recipe.KERNEL_METAPACKAGE}: this must be a Debian machine; run `apt-get update`")
     return match[1]
 
 
@@ -82,7 +82,7 @@ def _offered(packages: Sequence[str]) -> dict[str, str]:
     said = _run(["apt-get", "download", "--print-uris", *packages], "asking apt for the guest's packages (try `apt-get update`)")
     offered = dict(sorted((match[1], match[2]) for match in re.finditer(r"^'\S+' (\S+\.deb) \d+ (\S+)$", said, re.MULTILINE)))
     if len(offered) != len(packages):
-        raise BuildError(f"apt offers {len(offered)} of the guest's {len(packages)} packages: run `apt-get update`, then try again")
+        raise BuildError(f"apt offers {len(offered)} of the guest's {len(packages)} packages: run `apt-get update`")
     return offered
 
 
@@ -145,7 +145,7 @@ def _find(root: Path, name: str) -> bytes:
         path = root / folder / name
         if path.is_file():
             return path.read_bytes()
-    raise BuildError(f"{name} is in none of the packages {', '.join(recipe.PACKAGES)}: this Debian release is not known to the recipe")
+    raise BuildError(f"{name} is in none of the guest's packages: the recipe does not know this release of Debian")
 
 
 def _unsigned(module: bytes) -> bytes:

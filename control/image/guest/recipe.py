@@ -20,8 +20,8 @@ MODULES = {"first": ("virtio_pci", "virtio_net"), "then": ("virtio_blk", "virtio
 SCRIPTS = {"init.sh": "init", "metadata.sh": "etc/metadata", "nic-added.sh": "etc/nic-added", "udhcpc.sh": "etc/udhcpc",
            "uevent.sh": "etc/uevent", "user-data.sh": "etc/user-data"}
 
-DIRECTORIES = ("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "etc/dropbear", "lib", "lib/modules", "lib/x86_64-linux-gnu", "lib64",
-               "proc", "root", "root/.ssh", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var")
+DIRECTORIES = ("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "etc/dropbear", "lib", "lib/modules", "lib/x86_64-linux-gnu",
+               "lib64", "proc", "root", "root/.ssh", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin", "var")
 
 #: path: (mode, content)
 FILES = {
@@ -32,7 +32,7 @@ FILES = {
     "etc/shells": (0o644, "/bin/sh\n"),
 }
 
-#: The boot loader's whole configuration. The guest under software emulation has no use for the mitigations and checks that are off.
+#: The boot loader's whole configuration. What is off costs time under emulation and protects nothing in this guest.
 SYSLINUX = """default guest
 prompt 0
 timeout 0
