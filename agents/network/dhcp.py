@@ -17,6 +17,8 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from agents.network import kernel, names
@@ -108,23 +110,35 @@ def stale_leases(leases: str, wanted: str) -> tuple[str, bool]:
 
 # The process.
 
-def running(inode: int) -> dict[int, str]:
-    """Return pid -> configuration file of each dnsmasq in the namespace with that inode."""
-    return servers_by_namespace().get(inode, {})
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A dnsmasq that runs with a configuration file, somebody's."""
+
+    pid: int
+    configuration: str
+    namespace: int     # inode of its network namespace
+
+    def belongs(self, namespace: int, folder: Path) -> bool:
+        """Whether it is a network's: in its namespace, or with a file of its folder in one that had the name before."""
+        return self.namespace == namespace or Path(self.configuration).parent == folder
 
 
-def servers_by_namespace() -> dict[int, dict[int, str]]:
-    """Look through all processes, once: inode of a network namespace -> pid -> configuration file of each dnsmasq in it."""
-    found: dict[int, dict[int, str]] = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and (conf := _configuration_of(int(entry.name))) is not None:
-            with contextlib.suppress(OSError):
-                found.setdefault(os.stat(f"/proc/{entry.name}/ns/net").st_ino, {})[int(entry.name)] = conf
-    return found
+def processes() -> list[Process]:
+    """Look through all processes, once."""
+    found = [process for entry in os.scandir("/proc") if entry.name.isdigit() and (process := _process(int(entry.name)))]
+    return sorted(found, key=lambda process: process.pid)
+
+
+def _process(pid: int) -> Process | None:
+    conf = _configuration_of(pid)
+    try:
+        return None if conf is None else Process(pid, conf, os.stat(f"/proc/{pid}/ns/net").st_ino)
+    except OSError:
+        return None
 
 
 def _configuration_of(pid: int) -> str | None:
-    """The configuration file of a dnsmasq of ours; None for any other process, and for a dead one."""
+    """The configuration file that a dnsmasq was given; None for any other process, and for a dead one."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -148,13 +162,11 @@ class Server:
     def alive(self) -> bool:
         if self._child is not None and self._child.poll() is not None:
             return False
-        return bool(self._pid) and _configuration_of(self._pid) == self._conf
+        return bool(self._pid) and _process(self._pid) == Process(self._pid, self._conf,
+                                                                  kernel.namespace_inode(self._namespace))
 
-    def ensure(self, network: HostNetwork, found: dict[int, str] | None) -> None:
-        """Have exactly one process, with this network's configuration and hosts.
-
-        `found` is what runs in the namespace, pid -> configuration, where somebody has just looked.
-        """
+    def ensure(self, network: HostNetwork, found: Sequence[Process] | None) -> None:
+        """Have exactly one process, with this network's configuration and hosts; `found` is what runs, where it is known."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o755)
         text, wanted = configuration(network, self._folder, _user(self._folder)), hosts(network)
@@ -162,12 +174,12 @@ class Server:
         stale = self._write_hosts(wanted, host_names(network))
         if not self.alive():
             self._pid, self._hosts = 0, ""
-            found = running(kernel.namespace_inode(self._namespace)) if found is None else found
-            self._pid = next((pid for pid, its in found.items() if its == conf), 0)
-            self._conf = conf if self._pid else ""
-            for pid in found:
-                if pid != self._pid:
-                    end_process(pid)
+            inode = kernel.namespace_inode(self._namespace)
+            for process in processes() if found is None else found:
+                if process.configuration == conf and process.namespace == inode and not self._pid:
+                    self._pid, self._conf = process.pid, conf
+                elif process.belongs(inode, self._folder):
+                    end_process(process.pid)
         if self._pid and (self._conf != conf or stale):
             self.stop()
         if not self._pid:

@@ -8,7 +8,6 @@ Invariants
       is done; a thing that fails is logged and tried again by the next call.
 """
 import asyncio
-import contextlib
 import functools
 import hashlib
 import logging
@@ -149,13 +148,13 @@ class LinuxNetworking:
         for port in wish.ports.values():
             if port.network_id in bridges and self._attempt(f"port {port.id}", functools.partial(self._ensure_tap, port, wish)):
                 work.wired.add(port.id)
-        processes: dict[int, dict[int, str]] | None = None
+        processes: list[dhcp.Process] | None = None
         for network_id in sorted(bridges):
             network = wish.networks[network_id]
             if service(network):
                 namespace = self._names.dhcp_namespace(network_id)
                 if processes is None and namespace not in self._servers:
-                    processes = dhcp.servers_by_namespace()
+                    processes = dhcp.processes()
                 self._attempt(f"network {network_id}: DHCP",
                               functools.partial(self._ensure_service, network, namespace, processes, work))
         for router in wish.routers.values():
@@ -249,13 +248,14 @@ class LinuxNetworking:
         log.info("link %s: removed", name)
 
     def _remove_namespace(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for pid in dhcp.running(kernel.namespace_inode(name)):
-                dhcp.end_process(pid)
+        folder = self._run_dir / "dhcp" / name
         if server := self._servers.pop(name, None):
             server.stop()
+        for process in dhcp.processes():
+            if process.belongs(kernel.namespace_inode(name), folder):
+                dhcp.end_process(process.pid)
         kernel.remove_namespace(name)
-        shutil.rmtree(self._run_dir / "dhcp" / name, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         log.info("namespace %s: removed", name)
 
     def _ensure_link(self, name: str, alias: str, make: Callable[[], None]) -> Link:
@@ -338,7 +338,7 @@ class LinuxNetworking:
         link = self._ensure_link(name, alias, lambda: self._root().add_veth(name, mtu, namespace, peer, mac))
         self._join(link, network, True)
 
-    def _ensure_service(self, network: HostNetwork, namespace: str, processes: dict[int, dict[int, str]] | None,
+    def _ensure_service(self, network: HostNetwork, namespace: str, processes: list[dhcp.Process] | None,
                         work: Work) -> None:
         member = service(network)
         if member is None:
@@ -361,8 +361,7 @@ class LinuxNetworking:
                 there.ensure_addresses(links[names.SERVICE_LINK], addresses | {f"{dhcp.METADATA_IP}/32"})
         self._ensure_listening(namespace, responder.Place(network_id=network.id), work)
         if done is not None or not server.alive():
-            found = None if processes is None else processes.get(kernel.namespace_inode(namespace), {})
-            server.ensure(network, found)
+            server.ensure(network, processes)
         if done is not None:
             done()
 
@@ -426,6 +425,9 @@ class LinuxNetworking:
         for name in kernel.namespace_names():
             if self._names.owns_namespace(name):
                 attempt(f"namespace {name}", functools.partial(self._remove_namespace, name))
+        for process in dhcp.processes():
+            if Path(process.configuration).is_relative_to(self._run_dir / "dhcp"):
+                attempt(f"process {process.pid}", functools.partial(dhcp.end_process, process.pid))
         with Nft() as nft:
             for family in ("bridge", "inet"):
                 attempt(f"rules, {family}", functools.partial(nft.drop, family, self._names.table))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from agents.network import dhcp as dnsmasq
 from agents.network import kernel, names
 from agents.network.host import LinuxNetworking
 from protos.internal.v1.hosts_pb2 import (
@@ -268,6 +269,7 @@ def leftovers(cloud: str) -> list[str]:
     found = [name for name in kernel.namespace_names() if name.startswith(cloud)]
     found += [line for line in ip("-d", "link").splitlines() if f"alias {cloud}/" in line]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    found += [f"process {process.pid}" for process in dnsmasq.processes() if f"/{cloud}-" in process.configuration]
     return found + [line for line in tables.splitlines() if cloud in line]
 
 

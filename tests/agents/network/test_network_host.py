@@ -36,6 +36,11 @@ async def links() -> dict[str, kernel.Link]:
     return await asyncio.to_thread(look)
 
 
+def running(namespace: str) -> list[int]:
+    """The dnsmasq processes in a namespace."""
+    return [process.pid for process in dnsmasq.processes() if process.namespace == kernel.namespace_inode(namespace)]
+
+
 SSH = allow(protocol="tcp", low=22, high=22)
 PING = allow(protocol="icmp")
 
@@ -317,7 +322,7 @@ async def fingerprint(cloud: str) -> list[str]:
              if link.alias.startswith(cloud + "/")]
     for name in kernel.namespace_names():
         if name.startswith(cloud):
-            found.append(f"{name} {kernel.namespace_inode(name)} {sorted(dnsmasq.running(kernel.namespace_inode(name)))}")
+            found.append(f"{name} {kernel.namespace_inode(name)} {running(name)}")
             found.append(ip("-n", name, "-o", "link"))
             found.append(ip("-n", name, "-o", "addr"))
             found.append(ip("-n", name, "route"))
@@ -359,10 +364,10 @@ async def test_what_somebody_broke_is_made_again(lab: Lab, monkeypatch: pytest.M
     port = lab.world.server(network, "10.0.0.5", [lab.world.group()])
     await lab.apply()
     namespace = f"{lab.cloud}-dhcp-{network.id}"
-    for pid in dnsmasq.running(kernel.namespace_inode(namespace)):
+    for pid in running(namespace):
         dnsmasq.end_process(pid)
     await lab.apply()
-    assert len(dnsmasq.running(kernel.namespace_inode(namespace))) == 1
+    assert len(running(namespace)) == 1
     ip("link", "del", names.bridge(network.id))
     monkeypatch.setattr("agents.network.host.LOOK", 0.0)
     assert await lab.apply() == {port.id}
@@ -384,7 +389,7 @@ async def test_a_half_made_host_is_finished(lab: Lab):
     await lab.networking.close()
     lab.networking = lab.fresh()
     await lab.apply()
-    assert len(dnsmasq.running(kernel.namespace_inode(namespace))) == 1
+    assert len(running(namespace)) == 1
 
 
 async def test_a_link_of_somebody_elses_is_left_alone_and_its_port_is_not_wired(lab: Lab):
