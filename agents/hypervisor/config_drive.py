@@ -1,10 +1,10 @@
 """The config drive: what the metadata service tells a guest, on a disk labelled config-2, for guests that ask no network."""
-import asyncio
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from agents.hypervisor import command
 from agents.hypervisor.driver import Fault
 
 #: Programs that write ISO 9660, all with mkisofs' options; the first that is there is taken.
@@ -19,12 +19,9 @@ async def write(files: Mapping[str, bytes], path: Path) -> None:
     unfinished = path.with_name(path.name + ".part")
     with tempfile.TemporaryDirectory(dir=path.parent) as tree:
         _lay_out(files, Path(tree))
-        process = await asyncio.create_subprocess_exec(
-            writer, "-quiet", "-J", "-r", "-V", "config-2", "-o", str(unfinished), tree,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
-        _, errors = await process.communicate()
-    if process.returncode:
-        raise Fault(f"The config drive could not be written: {errors.decode(errors='replace').strip()[-300:]}")
+        error = await command.run(writer, "-quiet", "-J", "-r", "-V", "config-2", "-o", str(unfinished), tree)
+    if error:
+        raise Fault(f"The config drive could not be written: {error}")
     unfinished.rename(path)
 
 

@@ -53,9 +53,17 @@ class Connection:
         self.lost = asyncio.Event()
 
     async def call(self, function: Callable[Concatenate[Any, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-        """function(connection, ...) in a thread. Raises Fault when libvirtd does not answer; else what the function raises."""
+        """function(connection, ...) in a thread. Raises Fault when libvirtd does not answer; else what the function raises.
+
+        Who is cancelled here still waits for the thread: nothing goes on behind the caller's back.
+        """
         self._loop = asyncio.get_running_loop()
-        return await self._loop.run_in_executor(self._threads, lambda: self._run(function, *arguments, **named))
+        done = self._loop.run_in_executor(self._threads, lambda: self._run(function, *arguments, **named))
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
 
     def _run(self, function: Callable[Concatenate[Any, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         connection = self._open()

@@ -2,11 +2,11 @@
 
 An image is somebody else's file: its header is read here, by hand, and never lets QEMU open another file of the host.
 """
-import asyncio
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.hypervisor import command
 from agents.hypervisor.driver import Fault
 
 GIB = 1 << 30
@@ -62,10 +62,6 @@ async def create_overlay(path: Path, size: int, base: Path | None, base_format: 
     unfinished = path.with_name(path.name + ".part")
     # -u: the base is not opened, its size being known; and it is named without its directory, so that both can be moved.
     backing = ["-u", "-b", base.name, "-F", base_format] if base else []
-    process = await asyncio.create_subprocess_exec(
-        "qemu-img", "create", "-q", "-f", "qcow2", *backing, str(unfinished), str(size),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
-    _, errors = await process.communicate()
-    if process.returncode:
-        raise Fault(f"The root disk could not be made: {errors.decode(errors='replace').strip()[-300:]}")
+    if error := await command.run("qemu-img", "create", "-q", "-f", "qcow2", *backing, str(unfinished), str(size)):
+        raise Fault(f"The root disk could not be made: {error}")
     unfinished.rename(path)

@@ -218,9 +218,9 @@ class LibvirtHypervisor:
         off = self._off[server_id] = asyncio.Event()
         try:
             until = asyncio.get_running_loop().time() + grace
-            while await self._active(server_id):
+            while (seen := await self._seen(server_id)) in (Seen.RUNNING, Seen.PAUSED, Seen.CRASHED):
                 left = until - asyncio.get_running_loop().time()
-                if left <= 0:
+                if left <= 0 or seen is not Seen.RUNNING:
                     await self._act(server_id, lambda domain: domain.destroy(), "stopped")
                     return
                 with contextlib.suppress(Fault):       # a guest that cannot be asked is not waited for any less
@@ -232,9 +232,6 @@ class LibvirtHypervisor:
                 off.clear()
         finally:
             del self._off[server_id]
-
-    async def _active(self, server_id: str) -> bool:
-        return (await self._seen(server_id)) in (Seen.RUNNING, Seen.PAUSED, Seen.CRASHED)
 
     async def _seen(self, server_id: str) -> Seen:
         domain = (await self.observe([server_id])).get(server_id)

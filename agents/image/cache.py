@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from agents.hypervisor.driver import Fault
 from protos.internal.v1.hosts_pb2 import BootImage
@@ -44,7 +45,7 @@ class ImageCache:
         file = self._directory / image.sha512
         # Twice: between a fetch and the link, another server's fetch may have made room by taking it out again.
         for _ in range(2):
-            if not file.exists():  # noqa: ASYNC240 - as quick as a stat is
+            if not file.exists():
                 await self._fetched(image)
             try:
                 os.link(file, path)
@@ -53,7 +54,7 @@ class ImageCache:
             except FileExistsError:
                 return
             except FileNotFoundError:
-                if not path.parent.is_dir():  # noqa: ASYNC240
+                if not path.parent.is_dir():
                     raise
         raise Fault(f"The image {image.id} does not stay in this host's cache: its disk may be full.")
 
@@ -74,8 +75,8 @@ class ImageCache:
                 log.info("image %s: %d MiB in %.1f s", image.id, size >> 20, time.monotonic() - began)
                 return
             log.warning("image %s: try %d gave %d of %d bytes with another SHA-512", image.id, attempt, size, image.size)
-        raise Fault(f"The image {image.id} arrived {TRIES} times with another content than was uploaded: its stored data is damaged. "
-                    "Upload it again.", final=True)
+        raise Fault(f"The image {image.id} arrived {TRIES} times with another content than was uploaded: its stored data is "
+                    "damaged. Upload it again.", final=True)
 
     async def _write(self, image: BootImage) -> tuple[int, str]:
         """Fetch once; how many bytes came, and their SHA-512. Renamed into place if that is right, gone if not."""
@@ -116,6 +117,6 @@ class ImageCache:
             total -= size
 
 
-def _append(file: object, digest: object, data: bytes) -> None:
-    file.write(data)  # type: ignore[attr-defined]
-    digest.update(data)  # type: ignore[attr-defined]
+def _append(file: Any, digest: Any, data: bytes) -> None:
+    file.write(data)
+    digest.update(data)
