@@ -42,7 +42,7 @@ class SimulatedHypervisor:
     async def ensure_running(self, wish: Wish, say: Say) -> None:
         server = wish.server
         if (old := self.domains.get(server.id)) is None or old.seen not in (Seen.RUNNING, Seen.PAUSED):
-            if server.image.size > server.disk_gib << 30 > 0:
+            if server.disk_gib and server.image.size > server.disk_gib << 30:
                 raise Fault("The image does not fit on the flavor's root disk: choose a flavor with more disk.", final=True)
             say("starting")
             await asyncio.sleep(self._start_seconds)
@@ -67,7 +67,7 @@ class SimulatedHypervisor:
 
     async def console_log(self, server_id: str, lines: int) -> bytes:
         text = self._consoles.get(server_id, "")
-        return "".join(text.splitlines(keepends=True)[-lines:]).encode()
+        return "".join(text.splitlines(keepends=True)[-lines:]).encode()       # 0 is all of them
 
     async def events(self) -> AsyncIterator[str]:
         while True:
