@@ -101,7 +101,7 @@ class Quotas:
         start, end = _span(request)
         projects: dict[str, list[ServerRecord]] = {}
         for server in self._database.cache.all(SERVER):
-            if server.created_at.seconds < end.seconds:
+            if server.created_at.seconds <= end.seconds:
                 projects.setdefault(server.project_id, []).append(server)
         rows = [pb.Usage(tenant_id=project) for project in projects]
         page, marker = listing.page(rows, limit=request.limit, marker=request.marker, id_of=lambda row: row.tenant_id)
@@ -113,7 +113,7 @@ class Quotas:
         project = access.project_for(call.caller, request.project_id)
         start, end = _span(request)
         servers = [server for server in self._database.cache.by(SERVER, "project", project)
-                   if server.created_at.seconds < end.seconds]
+                   if server.created_at.seconds <= end.seconds]
         return pb.GetUsageResponse(tenant_usage=_usage(project, servers, start, end, detailed=True) if servers else pb.Usage(
             tenant_id=project, start=start, stop=end))
 

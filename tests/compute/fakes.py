@@ -1,0 +1,294 @@
+"""Small honest neighbours of compute, a host whose agent does what it is told, and a world that holds them together.
+
+The store is real (in memory) and so are placement, gateway and dispatcher; what is faked keeps its state in that store too, so
+that a transaction that fails leaves none of it behind.
+"""
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+
+from control.compute import service as compute
+from control.compute.model import SERVER
+from control.compute.neighbours import Address, PortRequest
+from control.compute.observer import Observer
+from control.compute.projection import Projection
+from control.compute.reconciler import Reconciler
+from control.gateway.app import Gateway
+from control.kernel import fleet, quota
+from control.kernel.cache import Kind
+from control.kernel.clock import now
+from control.kernel.database import Database, Transaction
+from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
+from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.store import MemoryStore, Store
+from control.placement.placer import FleetPlacer
+from protos.image.v1.images_pb2 import Image
+from protos.internal.v1.fleet_pb2 import HostRecord
+from protos.internal.v1.hosts_pb2 import Gone, HostServer, Inventory, NetworkMember, ObservedServer
+from tests.api.client import Client, Reply
+
+PORT = Kind("/fake/ports/", NetworkMember, id_of=lambda port: (port.port_id,), indexes={"device": lambda port: (port.device_id,)})
+
+CALLERS = {
+    "admin": Caller("admin-user", project_id="admin-project", roles=frozenset({"admin", "member", "reader"})),
+    "demo": Caller("demo-user", project_id="demo-project", roles=frozenset({"member", "reader"})),
+    "other": Caller("other-user", project_id="other-project", roles=frozenset({"member", "reader"})),
+    "reader": Caller("read-user", project_id="demo-project", roles=frozenset({"reader"})),
+}
+
+
+class Tokens:
+    """A token is a name of CALLERS."""
+
+    async def authenticate(self, token: str) -> Caller:
+        if token not in CALLERS:
+            raise Unauthenticated("token", "The request you have made requires authentication.")
+        return CALLERS[token]
+
+
+class FakePorts:
+    """Networks "net-1" and "net-2", each port with the next address; a project has 50 ports at most."""
+
+    def __init__(self, database: Database):
+        self._database = database
+        self.down: set[str] = set()        # servers whose ports are not reported up
+
+    def create(self, transaction: Transaction, caller: Caller, server_id: str, hostname: str, wanted: Sequence[PortRequest],
+               security_groups: Sequence[str]) -> list[str]:
+        if set(security_groups) - {"default", "web"}:
+            raise Invalid("network.group", f"Unable to find security_group with name or id {security_groups[0]!r}")
+        taken = len(transaction.rows(PORT))
+        if wanted and taken + len(wanted) > 50:
+            raise Exhausted("quota.network", "Quota exceeded for port: requested 1, already used 50 of 50")
+        ids = []
+        for index, want in enumerate(wanted):
+            if want.network_id not in ("net-1", "net-2"):
+                raise Invalid("network.network", f"Network {want.network_id} could not be found.")
+            port_id = f"{server_id}:{index}"
+            transaction.put(PORT, NetworkMember(port_id=port_id, device_id=server_id, hostname=want.network_id,
+                                                mac=f"fa:16:3e:00:00:{taken + index:02x}"))
+            ids.append(port_id)
+        return ids
+
+    def automatic(self, caller: Caller) -> list[PortRequest]:
+        return [PortRequest("net-1")]
+
+    def bind(self, transaction: Transaction, server_id: str, host: str) -> None:
+        for port in transaction.rows(PORT, "device", server_id):
+            copy = NetworkMember()
+            copy.CopyFrom(port)
+            copy.host = host
+            transaction.put(PORT, copy)
+
+    def release(self, transaction: Transaction, server_id: str) -> None:
+        for port in transaction.rows(PORT, "device", server_id):
+            transaction.delete(PORT, port.port_id)
+
+    def ids(self, server_id: str) -> list[str]:
+        return sorted(port.port_id for port in self._database.cache.by(PORT, "device", server_id))
+
+    def addresses(self, server_id: str) -> list[Address]:
+        return [Address(network=port.hostname, ip=f"10.0.0.{int(port.mac[-2:], 16) + 2}", version=4, mac=port.mac, type="fixed",
+                        port_id=port.port_id) for port in self._database.cache.by(PORT, "device", server_id)]
+
+    def security_groups(self, server_id: str) -> list[str]:
+        return ["default"] if self.ids(server_id) else []
+
+    def wired(self, server_id: str) -> bool:
+        return server_id not in self.down
+
+
+class FakeImages:
+    def __init__(self) -> None:
+        self._images = {
+            "img": Image(id="img", name="guest", status=Image.ACTIVE, disk_format="qcow2", size=15_000_000, min_ram=64),
+            "split": Image(id="split", name="split", status=Image.ACTIVE, disk_format="ami", size=10_000_000),
+            "kern": Image(id="kern", name="kern", status=Image.ACTIVE, disk_format="aki", size=5_000_000),
+            "rd": Image(id="rd", name="rd", status=Image.ACTIVE, disk_format="ari", size=1_000_000),
+            "cd": Image(id="cd", name="cd", status=Image.ACTIVE, disk_format="iso", size=1_000_000)}
+        for image in self._images.values():
+            image.os_hash_value = hashlib.sha512(image.id.encode()).hexdigest()
+        properties = {"kernel_id": "kern", "ramdisk_id": "rd", "os_command_line": "console=ttyS0", "hw_disk_bus": "virtio"}
+        for key, value in properties.items():
+            self._images["split"].properties[key].string_value = value
+
+    def bootable(self, caller: Caller, image_id: str) -> Image:
+        if image_id not in self._images:
+            raise Invalid("image", f"Image {image_id} could not be found.")
+        return self._images[image_id]
+
+
+class FakeConsole:
+    async def console_log(self, host: str, server_id: str, lines: int) -> bytes:
+        if host != "node-1":
+            raise Unavailable("host", f"host {host} does not answer")
+        return f"last {lines} lines of {server_id}\xff\n".encode("latin-1")
+
+
+class Agent:
+    """A host's agent: makes its domains as the projection wants them, and reports. `trouble` is what a start ends in."""
+
+    def __init__(self, world: "World", host: str):
+        self._world = world
+        self.host = host
+        self.domains: dict[str, int] = {}
+        self.reboots: dict[str, int] = {}
+        self.trouble: dict[str, str] = {}
+
+    async def step(self) -> None:
+        """Take one step for each server of the host."""
+        for item in list(self._world.projection.objects_for(self.host)):
+            await self._step(item.server)
+
+    async def _step(self, wish: HostServer) -> None:
+        if wish.power == HostServer.ABSENT:
+            self.domains.pop(wish.id, None)
+            await self._world.observer.gone(self.host, Gone(key=f"server/{wish.id}"))
+            return
+        have = self.domains.get(wish.id, ObservedServer.MISSING)
+        if wish.id in self.trouble:
+            await self.report(wish, fault=self.trouble[wish.id], fault_final=True)
+            return
+        if wish.power == HostServer.STOPPED:
+            self.domains[wish.id] = ObservedServer.SHUTOFF
+        elif wish.reboots > self.reboots.get(wish.id, 0):
+            self.reboots[wish.id] = wish.reboots
+            self.domains[wish.id] = ObservedServer.RUNNING
+        elif have != ObservedServer.RUNNING and not (have == ObservedServer.SHUTOFF and self._off_by_itself(wish)):
+            self.domains[wish.id] = ObservedServer.RUNNING
+        await self.report(wish)
+
+    def _off_by_itself(self, wish: HostServer) -> bool:
+        record = self._world.database.get(SERVER, wish.id)
+        return record is not None and record.seen.generation >= wish.generation
+
+    async def report(self, wish: HostServer, **more) -> None:
+        await self._world.observer.observed_server(self.host, ObservedServer(
+            id=wish.id, generation=wish.generation, domain=self.domains.get(wish.id, ObservedServer.MISSING),
+            reboots=self.reboots.get(wish.id, 0), **more))
+
+
+class ComputeClient(Client):
+    """A client of the compute endpoint: paths are below /compute/v2.1."""
+
+    async def __call__(self, verb: str, target: str, **more) -> Reply:
+        return await super().__call__(verb, f"/compute/v2.1{target}", **more)
+
+
+class World:
+    """A cloud with compute in it; made by `async with world() as it`."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
+        self.ports, self.images, self.placer = FakePorts(self.database), FakeImages(), FleetPlacer()
+        self.projection = Projection(self.database, self.ports)
+        self.observer = Observer(self.database, self.ports, self.placer)
+        self.agents: dict[str, Agent] = {}
+        self.dispatcher = Dispatcher(Tokens())
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), "control-1"):
+            self.dispatcher.add(servicer, descriptor)
+        self.gateway = Gateway(self.dispatcher)
+
+    def client(self, who: str = "demo", microversion: str = "2.96") -> Client:
+        headers = {"x-auth-token": who}
+        if microversion:
+            headers["openstack-api-version"] = f"compute {microversion}"
+        return ComputeClient(self.gateway, headers)
+
+    async def add_host(self, name: str = "node-1", vcpus: int = 8, ram_mib: int = 16384, disk_gib: int = 100,
+                       up: bool = True) -> Agent:
+        inventory = Inventory(
+            vcpus=vcpus, ram_mib=ram_mib, disk_gib=disk_gib, hypervisor_type="QEMU", hypervisor_version=7002000,
+            architecture="x86_64", cpu_model="qemu64", address="192.0.2.1")
+        record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{len(self.agents) + 1:012d}", up=up, updated_at=now(),
+                            inventory=inventory)
+        await self.database.transact(lambda tx: tx.put(fleet.HOST, record))
+        self.agents[name] = Agent(self, name)
+        return self.agents[name]
+
+    def reconciler(self, **more) -> Reconciler:
+        return Reconciler(self.database, self.ports, self.placer, **more)
+
+    async def reconcile(self, reconciler: Reconciler | None = None) -> None:
+        """Until nothing is left to do for the reconciler now."""
+        reconciler = reconciler or self.reconciler()
+        for _ in range(20):
+            revision = self.database.cache.revision
+            for key in reconciler.all_keys():
+                await reconciler.reconcile(key)
+            if self.database.cache.revision == revision:
+                return
+        raise AssertionError("the reconciler does not come to rest")
+
+    async def settle(self) -> None:
+        """Until reconciler and agents are at rest."""
+        for _ in range(20):
+            revision = self.database.cache.revision
+            await self.reconcile()
+            for agent in self.agents.values():
+                await agent.step()
+            if self.database.cache.revision == revision:
+                return
+        raise AssertionError("the world does not come to rest")
+
+    def check(self) -> None:
+        """The invariants of the whole: ledgers equal a recount, nothing is left without its server."""
+        used: dict[str, dict[str, int]] = {}
+        servers = {server.id: server for server in self.database.cache.all(SERVER)}
+        for server in servers.values():
+            mine = used.setdefault(server.project_id, {"instances": 0, "cores": 0, "ram": 0})
+            mine["instances"] += 1
+            mine["cores"] += server.flavor.vcpus
+            mine["ram"] += server.flavor.ram_mib
+        for ledger in self.database.cache.all(quota.LEDGER):
+            if ledger.service == "compute":
+                expected = used.pop(ledger.project_id, {})
+                assert {name: amount for name, amount in ledger.used.items() if amount} == expected
+        assert not used, "servers that no ledger knows"
+        for port in self.database.cache.all(PORT):
+            assert port.device_id in servers, "a port without its server"
+            assert port.host == servers[port.device_id].host
+        claims = {claim.server_id: claim.host for claim in self.database.cache.all(fleet.CLAIM)}
+        assert claims == {server.id: server.host for server in servers.values() if server.host}
+
+
+@contextlib.asynccontextmanager
+async def world(store: Store | None = None, hosts: int = 1) -> AsyncIterator[World]:
+    """A world with hosts node-1, node-2 ... and flavors "1" (1 CPU, 512 MiB, 1 GiB) and "big" (8 CPUs)."""
+    it = World(store or MemoryStore())
+    following = asyncio.create_task(it.database.cache.run())
+    try:
+        await it.database.cache.ready.wait()
+        for index in range(hosts):
+            await it.add_host(f"node-{index + 1}")
+        admin = it.client("admin")
+        for flavor in ({"id": "1", "name": "small", "vcpus": 1, "ram": 512, "disk": 1},
+                       {"id": "big", "name": "big", "vcpus": 8, "ram": 1024, "disk": 1}):
+            if (await admin("GET", f"/flavors/{flavor['id']}")).status == 404:
+                assert (await admin("POST", "/flavors", json_body={"flavor": flavor})).status == 200
+        yield it
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+
+
+async def make(client: Client, name: str = "vm", **fields) -> str:
+    """Create a server through REST; its id."""
+    reply = await client("POST", "/servers", json_body={"server": {
+        "name": name, "imageRef": "img", "flavorRef": "1", "networks": "auto", **fields}})
+    assert reply.status == 202, reply.body
+    return reply.json["server"]["id"]
+
+
+async def show(client: Client, server_id: str) -> dict:
+    reply = await client("GET", f"/servers/{server_id}")
+    assert reply.status == 200, reply.body
+    return reply.json["server"]
+
+
+async def act(client: Client, server_id: str, **action) -> int:
+    (name, body), = action.items()
+    return (await client("POST", f"/servers/{server_id}/action", json_body={name.replace("_", "-"): body})).status
