@@ -20,13 +20,14 @@ from control.kernel.store import MemoryStore
 class Etcd:
     """One etcd process on free loopback ports with its data below a directory; may be killed and started again."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, name: str = "brume"):
         self.config = etcd_server.Config(
-            data_dir=directory / "data", credentials=etcd_server.server_credentials(directory / "pki"),
-            client_port=free_port(), peer_port=free_port(), progress_interval="1s")
+            data_dir=directory / name, credentials=etcd_server.server_credentials(directory / "pki"),
+            client_port=free_port(), peer_port=free_port(), progress_interval="1s", name=name)
         self.credentials: Credentials = etcd_server.client_credentials(directory / "pki")
-        self.log = directory / "etcd.log"
+        self.log = directory / f"{name}.log"
         self.process: subprocess.Popen | None = None
+        self.peers: list[Etcd] = []         # the other members of its cluster
 
     @property
     def endpoint(self) -> str:
@@ -35,9 +36,10 @@ class Etcd:
     def start(self) -> None:
         """Start it, without waiting until it is ready."""
         etcd_server.prepare(self.config)
+        members = ",".join(f"{each.config.name}=https://127.0.0.1:{each.config.peer_port}" for each in (self, *self.peers))
+        arguments = [*etcd_server.command(self.config), f"--initial-cluster={members}"]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(etcd_server.command(self.config), env=etcd_server.environment(), stdout=log,
-                                            stderr=log)
+            self.process = subprocess.Popen(arguments, env=etcd_server.environment(), stdout=log, stderr=log)
 
     async def ready(self) -> None:
         await etcd_server.wait_ready([self.endpoint], self.credentials)

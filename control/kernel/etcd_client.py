@@ -91,7 +91,7 @@ class Client:
         """Use the next member from now on, unless somebody has moved on already."""
         if len(self.endpoints) > 1 and self.endpoints[self._current] == member.endpoint:
             self._current = (self._current + 1) % len(self.endpoints)
-            log.warning("etcd: leaving %s for %s", member.endpoint, self.endpoints[self._current])
+            log.info("etcd: leaving %s for %s", member.endpoint, self.endpoints[self._current])
 
     async def call(self, rpc: Callable[[Member], Any], request: Any, *, deadline: float = DEADLINE) -> Any:
         """The answer of the first member that gives one.

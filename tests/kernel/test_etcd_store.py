@@ -1,7 +1,7 @@
 """The store over etcd when etcd crashes, when replies are lost, and what travels in one transaction."""
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -215,6 +215,43 @@ async def test_commits_during_crashes_of_etcd_happen_once_or_are_unavailable(own
         if revision is not None:
             assert records[key].revision == records[key].created == revision
     assert len(outcomes) == 320
+    await store.close()
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[list[Etcd]]:
+    """Three members of one cluster."""
+    members = [Etcd(tmp_path, name) for name in ("one", "two", "three")]
+    for member in members:
+        member.peers = [other for other in members if other is not member]
+        member.start()
+    yield members
+    for member in members:
+        member.kill()
+
+
+async def test_a_cluster_that_loses_its_leader_loses_no_commit_and_no_change(cluster: list[Etcd]):
+    endpoints = [member.endpoint for member in cluster]
+    for member in cluster:
+        await member.ready()
+    store = EtcdStore(endpoints, cluster[0].credentials, patience=15)
+    start = await store.commit(Record("/a/start", b""))
+    watch = asyncio.create_task(take(store, "/a/", start, 400, seconds=60))
+
+    async def writer(number: int) -> list[int]:
+        return [await store.commit(Record(f"/a/{number}/{i}", b"")) for i in range(50)]
+
+    writers = [asyncio.create_task(writer(number)) for number in range(8)]
+    await revision_of(store, "/a/0/5")
+    status = await store.client.call(lambda member: member.maintenance.Status, rpc_pb2.StatusRequest())
+    [leader] = [member for member in cluster if (await store.client.at(member.endpoint).maintenance.Status(
+        rpc_pb2.StatusRequest())).header.member_id == status.leader]
+    leader.kill()
+    committed = sorted(revision for revisions in await asyncio.gather(*writers) for revision in revisions)
+    records, _ = await store.scan("/a/")
+    assert sorted(record.revision for record in records)[1:] == committed
+    assert all(record.created == record.revision for record in records)
+    assert [record.revision for batch in await watch for record in batch.records] == committed
     await store.close()
 
 
