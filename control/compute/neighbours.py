@@ -4,35 +4,13 @@ A verb that takes a transaction reads and writes through it, so that a server, i
 one commit.
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
+from control.kernel.interfaces import Address, PortRequest
 from control.kernel.rpc import Caller
 from protos.image.v1.images_pb2 import Image
-
-
-@dataclass(frozen=True, slots=True)
-class PortRequest:
-    """One interface of a server: an existing port, or a new one on a network (with an address, if given)."""
-
-    network_id: str = ""
-    port_id: str = ""
-    fixed_ip: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """One address of a server, as its `addresses` show it."""
-
-    network: str               # name
-    ip: str
-    version: int               # 4 or 6
-    mac: str
-    type: str                  # "fixed" or "floating"
-    port_id: str
-
 
 __all__ = ["Address", "Console", "Images", "Placed", "Placer", "PortRequest", "Ports", "Refused", "Wanted"]
 

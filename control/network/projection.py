@@ -1,0 +1,311 @@
+"""What each host shall have of the network, computed from the cache alone (the hosts service's Projection protocol).
+
+A host has the networks of the ports that are bound to it, with every member, and the routers on these networks. A router that
+leads outside is on one host, its gateway host, with every network that it joins; the others reach it through the network. One
+that does not is on every host with a port behind it. Which hosts a change may touch is asked of the same relations.
+"""
+
+from collections.abc import Iterable
+
+from control.kernel.cache import Change
+from control.kernel.database import Database
+from control.network.attributes import prefix
+from control.network.model import DHCP, DOMAIN, FLOATING_IP, GROUP, INTERFACE, NETWORK, PORT, ROUTER, SUBNET, role
+from protos.internal.v1 import hosts_pb2 as pb
+from protos.internal.v1.hosts_pb2 import HostObject
+from protos.network.v1.floatingips_pb2 import FloatingIp
+from protos.network.v1.networks_pb2 import Network
+from protos.network.v1.ports_pb2 import Port
+from protos.network.v1.routers_pb2 import Router
+from protos.network.v1.security_groups_pb2 import SecurityGroup, SecurityGroupRule
+
+#: Fields of records that no host sees: a change of nothing else touches none.
+_UNSEEN = frozenset(
+    {
+        "revision_number",
+        "updated_at",
+        "created_at",
+        "tags",
+        "description",
+        "name",
+        "status",
+        "ip_allocation",
+        "binding_profile",
+        "charged",
+        "made_for_server",
+        "port_details",
+    }
+)
+
+
+class Projection:
+    """control.hosts.neighbours.Projection, by shape."""
+
+    def __init__(self, database: Database):
+        self._database = database
+        self._cache = database.cache
+
+    # Which hosts
+
+    def hosts_of(self, change: Change) -> Iterable[str]:
+        kind = change.kind
+        if kind not in (PORT, NETWORK, SUBNET, ROUTER, FLOATING_IP, GROUP) or not _seen_change(change):
+            return ()
+        hosts: set[str] = set()
+        for record in (change.before, change.after):
+            if record is None:
+                continue
+            if kind is PORT:
+                hosts |= self._hosts_of_port(record)
+            elif kind is NETWORK:
+                hosts |= self._hosts_of_network(record.id)
+            elif kind is SUBNET:
+                hosts |= self._hosts_of_network(record.network_id)
+            elif kind is ROUTER:
+                hosts |= self._hosts_of_router(record)
+            elif kind is FLOATING_IP:
+                hosts |= self._hosts_of_floating(record)
+            else:
+                hosts |= self._hosts_of_group(record.id)
+        return hosts
+
+    def _hosts_of_port(self, port: Port) -> set[str]:
+        hosts = self._hosts_of_network(port.network_id)
+        if port.binding_host_id:
+            hosts.add(port.binding_host_id)
+        if port.device_owner == INTERFACE and (router := self._database.get(ROUTER, port.device_id)) is not None:
+            hosts |= self._hosts_of_router(router)
+        for group_id in port.security_groups:
+            for naming in self._cache.by(GROUP, "remote", group_id):
+                hosts |= self._hosts_of_group(naming.id)
+        return hosts
+
+    def _hosts_of_network(self, network_id: str) -> set[str]:
+        hosts = {port.binding_host_id for port in self._cache.by(PORT, "network", network_id) if port.binding_host_id}
+        for interface in self._cache.by(PORT, "role", role(network_id, INTERFACE)):
+            router = self._database.get(ROUTER, interface.device_id)
+            if router is not None:
+                hosts |= self._hosts_of_router(router)
+        hosts |= {router.gateway_host for router in self._cache.by(ROUTER, "external", network_id) if router.gateway_host}
+        return hosts
+
+    def _hosts_of_router(self, router: Router) -> set[str]:
+        """The host of its gateway, and every host with a port behind it (for what it shall not have any more, too)."""
+        hosts = {router.gateway_host} if router.gateway_host else set()
+        for interface in self._interfaces(router.id):
+            hosts |= {
+                port.binding_host_id for port in self._cache.by(PORT, "network", interface.network_id) if port.binding_host_id
+            }
+        return hosts
+
+    def _hosts_of_floating(self, floating: FloatingIp) -> set[str]:
+        router = self._database.get(ROUTER, floating.router_id) if floating.router_id else None
+        return {router.gateway_host} if router is not None and router.gateway_host else set()
+
+    def _hosts_of_group(self, group_id: str) -> set[str]:
+        return {port.binding_host_id for port in self._cache.by(PORT, "group", group_id) if port.binding_host_id}
+
+    # What a host has
+
+    def objects_for(self, host: str) -> Iterable[HostObject]:
+        ports = [port for port in self._cache.by(PORT, "host", host) if port.position]
+        network_ids = {port.network_id for port in ports}
+        routers = self._routers(host, network_ids)
+        for router in routers:
+            network_ids |= {interface.network_id for interface in self._interfaces(router.id)}
+            if router.gateway_host == host:
+                network_ids.add(router.external_gateway_info.network_id)
+        networks = {
+            network_id: network
+            for network_id in sorted(network_ids)
+            if (network := self._database.get(NETWORK, network_id)) is not None
+        }
+        for network in networks.values():
+            yield HostObject(key=f"network/{network.id}", network=self._network(network))
+        for port in sorted(ports, key=lambda port: port.id):
+            if port.network_id in networks:
+                yield HostObject(key=f"port/{port.id}", port=_port(port, networks[port.network_id]))
+        for group in self._groups(ports):
+            yield HostObject(key=f"security-group/{group.id}", security_group=group)
+        for router in routers:
+            yield HostObject(key=f"router/{router.id}", router=self._router(router))
+
+    def _routers(self, host: str, network_ids: Iterable[str]) -> list[Router]:
+        """The routers that are on a host, by id."""
+        found = {router.id: router for router in self._cache.by(ROUTER, "gateway_host", host)}
+        for network_id in network_ids:
+            for interface in self._cache.by(PORT, "role", role(network_id, INTERFACE)):
+                router = self._database.get(ROUTER, interface.device_id)
+                if router is not None and not router.gateway_host:
+                    found[router.id] = router
+        return [found[router_id] for router_id in sorted(found)]
+
+    def _interfaces(self, router_id: str) -> list[Port]:
+        return sorted(
+            (port for port in self._cache.by(PORT, "device", router_id) if port.device_owner == INTERFACE),
+            key=lambda port: port.id,
+        )
+
+    def _network(self, network: Network) -> pb.HostNetwork:
+        shown = pb.HostNetwork(
+            id=network.id,
+            vni=network.provider_segmentation_id,
+            mtu=network.mtu,
+            external=network.router_external,
+            dns_domain=(network.dns_domain or DOMAIN).rstrip("."),
+        )
+        for subnet in sorted(self._cache.by(SUBNET, "network", network.id), key=lambda subnet: subnet.id):
+            shown.subnets.append(
+                pb.HostSubnet(
+                    id=subnet.id,
+                    cidr=subnet.cidr,
+                    gateway_ip=subnet.gateway_ip,
+                    dhcp=bool(subnet.dhcp_ip),
+                    dhcp_ip=subnet.dhcp_ip,
+                    dns_nameservers=subnet.dns_nameservers,
+                    routes=[pb.Route(destination=route.destination, next_hop=route.nexthop) for route in subnet.host_routes],
+                )
+            )
+        for port in sorted(self._cache.by(PORT, "network", network.id), key=lambda port: port.id):
+            if port.fixed_ips:
+                shown.members.append(
+                    pb.NetworkMember(
+                        port_id=port.id,
+                        mac=port.mac_address,
+                        addresses=_addresses(port),
+                        hostname=port.dns_name,
+                        host=port.binding_host_id or self._router_host(port),
+                        device_id=port.device_id,
+                        dhcp_agent=port.device_owner == DHCP,
+                    )
+                )
+        return shown
+
+    def _router_host(self, port: Port) -> str:
+        """The one host that a router's port is on; "" where it is on many, or is no router's."""
+        if not port.device_owner.startswith("network:router"):
+            return ""
+        router = self._database.get(ROUTER, port.device_id)
+        return router.gateway_host if router is not None else ""
+
+    def _groups(self, ports: Iterable[Port]) -> list[pb.HostSecurityGroup]:
+        """The groups of a host's ports with their rules, and those that the rules name with their members."""
+        used = {group_id for port in ports for group_id in port.security_groups}
+        groups = {group_id: group for group_id in used if (group := self._database.get(GROUP, group_id)) is not None}
+        remotes = {
+            rule.remote_group_id for group in groups.values() for rule in group.security_group_rules if rule.remote_group_id
+        }
+        shown = []
+        for group_id in sorted({*groups, *remotes}):
+            group = groups.get(group_id)
+            shown.append(
+                pb.HostSecurityGroup(
+                    id=group_id,
+                    rules=_rules(group) if group else (),
+                    members=self._members(group_id) if group_id in remotes else (),
+                )
+            )
+        return shown
+
+    def _members(self, group_id: str) -> list[str]:
+        members = set()
+        for port in self._cache.by(PORT, "group", group_id):
+            members |= {fixed.ip_address for fixed in port.fixed_ips} | {pair.ip_address for pair in port.allowed_address_pairs}
+        return sorted(members)
+
+    def _router(self, router: Router) -> pb.HostRouter:
+        shown = pb.HostRouter(
+            id=router.id,
+            admin_up=router.admin_state_up,
+            routes=[pb.Route(destination=route.destination, next_hop=route.nexthop) for route in router.routes],
+        )
+        for port in self._interfaces(router.id):
+            for text in self._prefixed(port):
+                shown.interfaces.append(
+                    pb.RouterInterface(port_id=port.id, network_id=port.network_id, mac=port.mac_address, address=text)
+                )
+        gateway = self._database.get(PORT, router.gateway_port_id) if router.gateway_port_id and router.gateway_host else None
+        if gateway is not None:
+            shown.gateway.CopyFrom(
+                pb.ExternalGateway(
+                    port_id=gateway.id,
+                    network_id=gateway.network_id,
+                    mac=gateway.mac_address,
+                    addresses=self._prefixed(gateway),
+                    gateway_ip=self._next_hop(gateway),
+                    snat=router.external_gateway_info.enable_snat,
+                )
+            )
+            for floating in sorted(self._cache.by(FLOATING_IP, "router", router.id), key=lambda floating: floating.id):
+                shown.floating.append(
+                    pb.FloatingAddress(
+                        id=floating.id, floating_ip=floating.floating_ip_address, fixed_ip=floating.fixed_ip_address
+                    )
+                )
+        return shown
+
+    def _prefixed(self, port: Port) -> list[str]:
+        """A port's addresses with the prefix lengths of their subnets."""
+        texts = []
+        for fixed in port.fixed_ips:
+            subnet = self._database.get(SUBNET, fixed.subnet_id)
+            if subnet is not None:
+                texts.append(f"{fixed.ip_address}/{prefix(subnet.cidr, 'cidr').prefixlen}")
+        return texts
+
+    def _next_hop(self, gateway: Port) -> str:
+        """The IPv4 gateway of the external network, else its IPv6 one."""
+        subnets = [subnet for fixed in gateway.fixed_ips if (subnet := self._database.get(SUBNET, fixed.subnet_id)) is not None]
+        return next(
+            (subnet.gateway_ip for subnet in sorted(subnets, key=lambda subnet: subnet.ip_version) if subnet.gateway_ip), ""
+        )
+
+
+def _seen_change(change: Change) -> bool:
+    """Whether a change is of anything that hosts see."""
+    if change.before is None or change.after is None:
+        return True
+    return any(
+        getattr(change.before, field.name) != getattr(change.after, field.name)
+        for field in change.kind.message.DESCRIPTOR.fields
+        if field.name not in _UNSEEN
+    )
+
+
+def _addresses(port: Port) -> list[pb.FixedAddress]:
+    return [pb.FixedAddress(subnet_id=fixed.subnet_id, ip=fixed.ip_address) for fixed in port.fixed_ips]
+
+
+def _port(port: Port, network: Network) -> pb.HostPort:
+    return pb.HostPort(
+        id=port.id,
+        network_id=port.network_id,
+        mac=port.mac_address,
+        addresses=_addresses(port),
+        device_id=port.device_id,
+        port_security=port.port_security_enabled,
+        security_group_ids=port.security_groups,
+        mtu=network.mtu,
+        allowed_pairs=[
+            pb.AddressPair(ip=pair.ip_address, mac=pair.mac_address or port.mac_address) for pair in port.allowed_address_pairs
+        ],
+        admin_up=port.admin_state_up and network.admin_state_up,
+    )
+
+
+def _rules(group: SecurityGroup) -> list[pb.HostRule]:
+    return [_rule(rule) for rule in group.security_group_rules]
+
+
+def _rule(rule: SecurityGroupRule) -> pb.HostRule:
+    low, high = rule.HasField("port_range_min"), rule.HasField("port_range_max")
+    return pb.HostRule(
+        id=rule.id,
+        ingress=rule.direction == "ingress",
+        ethertype=rule.ethertype,
+        protocol=rule.protocol.string_value,
+        port_min=rule.port_range_min if low else -1,
+        port_max=rule.port_range_max if high else -1,
+        remote_cidr=rule.normalized_cidr,
+        remote_group_id=rule.remote_group_id,
+    )
