@@ -86,7 +86,7 @@ class Answering:
             elif value != "" and not (field_options(each).omit_empty and not value):
                 found.append((name, str(value).translate(_BREAKS)))
         if self._location is not None:
-            found.append(("Location", context.base + context.mount + self._location(message)))
+            found.append(("Location", context.root + self._location(message)))
         return found
 
     def status(self, call: Call, context: Context) -> int:

@@ -15,7 +15,9 @@ class Context:
     extra: dict[str, object] = field(default_factory=dict)    # more top-level keys of an answer
     fields: frozenset[str] = frozenset()                      # the keys wanted of each resource; empty: all
 
-    @property
-    def endpoint(self) -> str:
-        """ "http://host:5000/compute/v2.1" """
-        return self.base + self.mount + self.prefix
+    root: str = field(init=False)          # "http://host:5000/compute"
+    endpoint: str = field(init=False)      # "http://host:5000/compute/v2.1"
+
+    def __post_init__(self) -> None:
+        self.root = self.base + self.mount
+        self.endpoint = self.root + self.prefix

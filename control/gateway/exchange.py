@@ -29,7 +29,8 @@ class Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self.verb: str = scope["method"].upper()
         raw = scope.get("raw_path")
-        self.path: str = raw.decode("latin-1") if raw is not None else scope["path"]
+        path: str = raw.decode("latin-1") if raw is not None else scope["path"]
+        self.path = path if path.startswith("/") else "/" + path       # "OPTIONS *"
         self.headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             key, text = name.decode("latin-1").lower(), _text(value)

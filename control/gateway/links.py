@@ -26,8 +26,8 @@ def segment(text: str) -> str:
 def resource_links(family: int, relations: Sequence[Relation]) -> tuple[str, Callable[[Context, str], object]] | None:
     """The JSON key of a resource's links and what makes its value of a path below the endpoint; None: the family has none."""
     def bookmarked(context: Context, tail: str) -> object:
-        return [{"rel": "self", "href": f"{context.base}{context.mount}{context.prefix}/{tail}"},
-                {"rel": "bookmark", "href": f"{context.base}{context.mount}/{tail}"}]
+        return [{"rel": "self", "href": f"{context.endpoint}/{tail}"},
+                {"rel": "bookmark", "href": f"{context.root}/{tail}"}]
 
     def related(context: Context, tail: str) -> object:
         path = f"{context.mount}{context.prefix}/{tail}"
@@ -38,7 +38,7 @@ def resource_links(family: int, relations: Sequence[Relation]) -> tuple[str, Cal
         case Family.NOVA | Family.CINDER:
             return "links", bookmarked
         case Family.KEYSTONE:
-            return "links", lambda context, tail: {"self": f"{context.base}{context.mount}{context.prefix}/{tail}"}
+            return "links", lambda context, tail: {"self": f"{context.endpoint}/{tail}"}
         case Family.GLANCE:
             return "self", lambda context, tail: f"{context.prefix}/{tail}"
         case Family.PLACEMENT:

@@ -36,7 +36,8 @@ async def run(client: Client, steps: list[dict[str, Any]], variables: dict[str, 
         try:
             _check(step, reply)
         except AssertionError as error:
-            raise AssertionError(f"{step['request']}: {error}\nanswer: {reply.status} {reply.headers}\n{reply.body[:2000]!r}") from None
+            heard = f"{reply.status} {reply.headers}\n{reply.body[:2000]!r}"
+            raise AssertionError(f"{step['request']}: {error}\nanswer: {heard}") from None
         for name, where in step.get("save", {}).items():
             known[name] = str(_at(reply, where))
 

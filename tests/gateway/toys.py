@@ -23,7 +23,8 @@ from control.kernel.errors import (
 from control.kernel.listing import page
 
 #: Errors by the name that a toy is asked for.
-ERRORS = {"conflict": Conflict("toy.state", "The thing is busy."), "quota": Exhausted("toy.quota", "Quota exceeded for things: 10."),
+ERRORS = {"conflict": Conflict("toy.state", "The thing is busy."),
+          "quota": Exhausted("toy.quota", "Quota exceeded for things: 10."),
           "denied": Denied("toy.owner", "Not yours."), "stale": Stale("toy.stale", "Somebody was faster."),
           "invalid": Invalid("toy.name", "The name is bad."), "away": Unavailable("toy.away", "Come again."),
           "large": TooLarge("toy.large", "Too large."), "markup": NotFound("toy.markup", "No <b>such</b> thing.")}
@@ -39,11 +40,13 @@ def fail_if_asked(name: str, text: str = "") -> None:
 def server(number: int) -> compute.Server:
     """A server as full as a real one."""
     made = compute.Server(
-        id=f"5e3a2f0c-0000-4000-8000-{number:012d}", name=f"server-{number}", status=compute.Server.ACTIVE, tenant_id="p1", user_id="u1",
-        metadata={"role": "web", "tier": "one"}, host_id="h" * 56, flavor=compute.Flavor(original_name="m1.small", vcpus=1, ram=2048, disk=20),
+        id=f"5e3a2f0c-0000-4000-8000-{number:012d}", name=f"server-{number}", status=compute.Server.ACTIVE,
+        tenant_id="p1", user_id="u1", disk_config="MANUAL", zone="nova", vm_state="active", tags=["blue"],
+        metadata={"role": "web", "tier": "one"}, host_id="h" * 56,
+        flavor=compute.Flavor(original_name="m1.small", vcpus=1, ram=2048, disk=20),
         created=Timestamp(seconds=1767225600 + number), updated=Timestamp(seconds=1767225600 + number),
-        launched_at=Timestamp(seconds=1767225600 + number, nanos=123456000), disk_config="MANUAL", zone="nova", vm_state="active",
-        power_state=1, security_groups=[compute.SecurityGroup(name="default")], tags=["blue"], old="gone soon", size_bytes=2 ** 40,
+        launched_at=Timestamp(seconds=1767225600 + number, nanos=123456000),
+        power_state=1, security_groups=[compute.SecurityGroup(name="default")], old="gone soon", size_bytes=2 ** 40,
         ports=[compute.Address(addr=f"10.0.0.{number}", version=4, mac_addr="fa:16:3e:00:00:01", type="fixed")], secret="hidden")
     made.image.id = "1a2b3c4d-0000-4000-8000-000000000001"
     return made
@@ -208,7 +211,8 @@ class Objects:
 
 class Networks:
     async def ListNetworks(self, request, call):
-        rows, marker = page([network.Network(id=f"n{i}", name="net") for i in range(3)], limit=request.limit, marker=request.marker)
+        every = [network.Network(id=f"n{i}", name="net") for i in range(3)]
+        rows, marker = page(every, limit=request.limit, marker=request.marker)
         for row in rows:
             row.subnets.extend(f"{item.key}={'+'.join(item.values)}" for item in request.filters)
         return network.ListNetworksResponse(networks=rows, next_page_marker=marker)
@@ -236,7 +240,7 @@ class Providers:
 
 def servicers():
     """Every toy with its service."""
-    return [(Servers(), compute.DESCRIPTOR.services_by_name["Servers"]), (Tokens(), identity.DESCRIPTOR.services_by_name["Tokens"]),
-            (Users(), identity.DESCRIPTOR.services_by_name["Users"]), (Images(), image.DESCRIPTOR.services_by_name["Images"]),
-            (Objects(), image.DESCRIPTOR.services_by_name["Objects"]), (Networks(), network.DESCRIPTOR.services_by_name["Networks"]),
-            (Providers(), placement.DESCRIPTOR.services_by_name["Providers"])]
+    for module, toys in ((compute, [Servers]), (identity, [Tokens, Users]), (image, [Images, Objects]), (network, [Networks]),
+                         (placement, [Providers])):
+        for toy in toys:
+            yield toy(), module.DESCRIPTOR.services_by_name[toy.__name__]

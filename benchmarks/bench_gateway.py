@@ -1,0 +1,141 @@
+"""What the gateway costs: a list of servers to JSON beside protobuf's own json_format, one small call end to end, one body read.
+
+    python benchmarks/bench_gateway.py [--quick] [--json]
+
+Everything runs in this process, without a socket; each figure is the median of its rounds.
+"""
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control.gateway import codec
+from control.gateway.apis import Family
+from control.gateway.app import Gateway
+from control.gateway.codec import Codec
+from control.gateway.context import Context
+from control.kernel.rpc import Caller, Dispatcher
+from protos.compute.v1 import flavors_pb2, servers_pb2
+
+ROWS = 100
+
+
+def median_ms(work: Callable[[], object], rounds: int) -> float:
+    """Milliseconds that one call of `work` takes."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken) * 1000
+
+
+def server(number: int) -> servers_pb2.Server:
+    """A server as a list in detail has it."""
+    moment = Timestamp(seconds=1767225600 + number)
+    made = servers_pb2.Server(
+        id=f"5e3a2f0c-0000-4000-8000-{number:012d}", name=f"server-{number}", status="ACTIVE", tenant_id="a" * 32, user_id="b" * 32,
+        created=moment, updated=moment, launched_at=Timestamp(seconds=moment.seconds, nanos=123456000),
+        metadata={"role": "web", "tier": "one"}, host_hash="c" * 56, disk_config="MANUAL", availability_zone="nova",
+        key_name="key", vm_state="active", power_state=1, description="", tags=["blue"], hostname=f"server-{number}", image=servers_pb2.ServerImage(id="1a2b3c4d-0000-4000-8000-000000000001"),
+        flavor=servers_pb2.ServerFlavor(original_name="m1.small", vcpus=1, ram=2048, disk=20,
+                                        extra_specs={"hw:cpu_policy": "shared"}),
+        security_groups=[servers_pb2.GroupName(name="default")])
+    address = made.addresses["private"].values.add().struct_value
+    address.update({"version": 4, "addr": f"10.0.0.{number}", "OS-EXT-IPS:type": "fixed",
+                    "OS-EXT-IPS-MAC:mac_addr": "fa:16:3e:00:00:01"})
+    return made
+
+
+class Anyone:
+    async def authenticate(self, token: str) -> Caller:
+        return Caller(user_id="u", project_id="p", roles=frozenset({"admin"}))
+
+
+class Flavors:
+    """Answers one call, as fast as a handler can."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def __getattr__(self, name):
+        async def handler(request, call):
+            return self._answer
+        return handler
+
+
+async def request_us(app, rounds: int) -> float:
+    """Microseconds of one GET through the ASGI application."""
+    scope = {"type": "http", "method": "GET", "path": "", "raw_path": b"/compute/v2.1/flavors/1", "query_string": b"",
+             "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 5000),
+             "headers": [(b"host", b"cloud:5000"), (b"x-auth-token", b"t"), (b"accept", b"application/json"),
+                         (b"user-agent", b"bench"), (b"x-openstack-nova-api-version", b"2.96")]}
+    status = 0
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(event):
+        nonlocal status
+        status = event.get("status", status)
+
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        await app(dict(scope), receive, send)
+        taken.append(time.perf_counter() - started)
+    assert status == 200, status
+    return statistics.median(taken) * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds, for a test")
+    parser.add_argument("--json", action="store_true", help="one object on the last line")
+    options = parser.parse_args()
+    rounds = 5 if options.quick else 100
+
+    listing = servers_pb2.ListServersDetailResponse(servers=[server(number) for number in range(ROWS)])
+    made = Codec(Family.NOVA, {})
+    encoder = made.encoders.of(listing.DESCRIPTOR)
+    context = Context(base="http://cloud:5000", mount="/compute", prefix="/v2.1")
+    size = len(codec.encode(listing, encoder, context))
+
+    flavors = flavors_pb2.DESCRIPTOR.services_by_name["Flavors"]
+    shown = flavors_pb2.FlavorResponse(flavor=flavors_pb2.Flavor(id="1", name="m1.small"))
+    dispatcher = Dispatcher(Anyone())
+    dispatcher.add(Flavors(shown), flavors)
+
+    body = json.dumps({"server": {
+        "name": "web-1", "imageRef": "5e3a2f0c-0000-4000-8000-000000000001", "flavorRef": "1", "min_count": 1, "max_count": 1,
+        "networks": [{"uuid": "5e3a2f0c-0000-4000-8000-000000000002"}], "key_name": "k", "metadata": {"role": "web"},
+        "security_groups": [{"name": "default"}]}}).encode()
+    fields = made.decoders.of(servers_pb2.CreateServerRequest.DESCRIPTOR)
+
+    def decode() -> None:
+        codec.decode(codec.parse(body), servers_pb2.CreateServerRequest(), fields, context)
+
+    result = {
+        "rows": ROWS, "bytes": size,
+        "encode_ms": median_ms(lambda: codec.encode(listing, encoder, context), rounds),
+        "json_format_ms": median_ms(lambda: json_format.MessageToJson(listing, preserving_proto_field_name=True, indent=None,
+                                                                      always_print_fields_with_no_presence=True), rounds),
+        "decode_us": median_ms(decode, rounds * 10) * 1000,
+        "get_us": asyncio.run(request_us(Gateway(dispatcher), rounds * 10)),
+    }
+    print(f"list of {ROWS} servers in detail ({size} bytes)   gateway {result['encode_ms']:8.2f} ms   "
+          f"json_format {result['json_format_ms']:8.2f} ms")
+    print(f"server create body to message    {result['decode_us']:8.1f} us")
+    print(f"GET of one flavor through ASGI   {result['get_us']:8.1f} us")
+    if options.json:
+        print(json.dumps({key: round(value, 3) for key, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()
