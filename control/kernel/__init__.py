@@ -1,7 +1,10 @@
 """What every service stands on, and nothing that knows a service.
 
 errors       what a handler may raise
-store        Record, Guard, the Store Protocol and its in-memory twin; etcd_store is the same over etcd
+store        Record, Guard, the Store Protocol and its in-memory twin
+etcd_store   the same over etcd: reads, watches, leases; etcd_commit has group commit, etcd_client connections and failover
+etcd_server  how the supervised etcd is started and when it is ready; etcd_maintenance its compaction, space and alarms
+pki          the cloud's certificate authority: etcd's certificates, replicas', agents'
 cache        every record decoded in memory, fed by one watch
 database     transact(): read from the cache, decide, commit once, retry when the world moved
 election     leadership by lease, and the fence that leaders commit with
@@ -9,4 +12,8 @@ reconcile    from changes to calls of reconcile(key), with back-off and resync
 rpc          from a servicer to something that can be called: caller, policy, deadline, errors, one log line
 listing      filters, sorting and pages that every list call shares
 quota        ledgers charged in the commit that uses them
+
+Keys of its own: /election/<job> the leader's identity under its lease, /quota/ledgers/<service>/<project>,
+/kernel/maintenance touched by sweeps; outside of "/", so that no watch carries it: marks/<store>/<slot>, the number of the
+last transaction that a store sent, by which it learns whether it was applied.
 """

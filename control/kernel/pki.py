@@ -8,6 +8,7 @@ import datetime
 import fcntl
 import ipaddress
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def ensure_ca(directory: Path) -> Credentials:
     with _locked(directory):
         if not files.certificate.exists() and not files.key.exists():
             key = ec.generate_private_key(ec.SECP256R1())
-            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Brume CA")])
+            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Brume CA {secrets.token_hex(4)}")])
             builder = _builder(name, name, key.public_key(), CA_LIFE)
             builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             builder = builder.add_extension(_usage(authority=True), critical=True)
