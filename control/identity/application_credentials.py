@@ -36,7 +36,8 @@ class ApplicationCredentials:
         if not caller.project_id:
             raise Invalid("identity.credential.scope", "An application credential needs a project-scoped token.")
         if wanted.access_rules:
-            raise Invalid("identity.credential.access_rules", "Invalid input for field 'access_rules': access rules are not supported.")
+            raise Invalid("identity.credential.access_rules",
+                          "Invalid input for field 'access_rules': access rules are not supported.")
         session = await self._session(call)
         check_name("application credential", wanted.name)
         if len(wanted.description) > MAX_DESCRIPTION:

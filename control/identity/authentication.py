@@ -84,7 +84,7 @@ class Authentication:
         """The id of the user whose password this is. A hash made with old parameters is made anew."""
         record = self._user(wanted)
         encoded = record.password_hash if record is not None else ""
-        if not await self._passwords.verify(encoded, wanted.password) or record is None:
+        if not await self._passwords.verify(encoded, wanted.password) or record is None or not record.user.enabled:
             raise refused("auth.password")
         if self._passwords.outdated(encoded):
             await self._renew(record.user.id, encoded, await self._passwords.hash(wanted.password))

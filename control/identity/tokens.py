@@ -15,7 +15,7 @@ from control.identity.authentication import SPELLINGS, Authentication, Proof, Sc
 from control.identity.holdings import SYSTEM, reachable, roles_on
 from control.identity.model import REVOCATION, domain_of
 from control.identity.sealing import LIFETIME, Sealer
-from control.identity.sessions import Session, TokenAuthenticator, refused, session_of
+from control.identity.sessions import Session, TokenAuthenticator, session_of
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid, NotFound, Unauthenticated
 from control.kernel.listing import page
@@ -91,8 +91,6 @@ class Tokens:
 
     def _session(self, proof: Proof, scope: Scope, explicit: bool) -> Session:
         """The session of a new token. A scope that nobody asked for is given up where there is no role on it."""
-        if proof.session is not None and proof.credential is not None and scope.project_id != proof.session.payload.project_id:
-            raise refused("auth.credential.scope")
         issued = time.time_ns() // 1000
         payload = TokenPayload(
             user_id=proof.user_id, methods=sorted(proof.methods), project_id=scope.project_id, domain_id=scope.domain_id,
