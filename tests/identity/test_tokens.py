@@ -1,6 +1,7 @@
 """Tokens over REST: how they are got, what they say, and everything that ends them."""
 import asyncio
 import logging
+import time
 
 import pytest
 
@@ -197,7 +198,6 @@ async def test_an_expired_token_is_refused_though_it_was_remembered(cloud: Cloud
     token = await cloud.token("demo")
     client = cloud.client_of(token)
     assert (await client("GET", "/v3/auth/projects")).status == 200
-    import time
     later = time.time() + sealing.LIFETIME.total_seconds() + 1
     monkeypatch.setattr(time, "time", lambda: later)
     monkeypatch.setattr(time, "time_ns", lambda: int(later * 1e9))
@@ -218,7 +218,6 @@ async def test_rotating_keys_logs_nobody_out_and_drops_only_keys_that_no_token_n
     await service.rotate(cloud.db)
     assert len(cloud.db.cache.all(TOKEN_KEY)) == 2
     assert (await cloud.client_of(token)("GET", "/v3/auth/projects")).status == 200
-    import time
     start = time.time()
     monkeypatch.setattr(time, "time", lambda: start + sealing.LEAD.total_seconds() + 1)
     under_new_key = await cloud.token("demo")
