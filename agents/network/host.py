@@ -352,6 +352,7 @@ class LinuxNetworking:
                               names.SERVICE_LINK, member.mac, network)
             with kernel.inside(namespace), Netlink() as there:
                 kernel.set_parameter("ipv4/ip_forward", 0)
+                kernel.fill_in_checksums(names.SERVICE_LINK)
                 kernel.set_parameter("ipv6/conf/all/disable_ipv6", 1)
                 links = there.links()
                 there.change(links["lo"], up=True)

@@ -29,6 +29,8 @@ MS_BIND, MS_REC, MS_SHARED, MNT_DETACH = 0x1000, 0x4000, 0x100000, 2
 TUNSETIFF, TUNSETPERSIST, TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
+SIOCETHTOOL, ETHTOOL_STXCSUM = 0x8946, 0x17
+
 #: Marks the routes that are ours to remove (RTPROT_STATIC); the kernel's own are of another protocol.
 ROUTE_PROTOCOL = 4
 
@@ -156,7 +158,8 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         try:
-            return next((_link(message) for message in self._route.get_links(ifname=name)), None)
+            # get_links with a name dumps them all and sorts out here
+            return next((_link(message) for message in self._route.link("get", ifname=name)), None)
         except NetlinkError as error:
             if error.code == errno.ENODEV:
                 return None
@@ -195,12 +198,12 @@ class Netlink:
 
     def remove(self, name: str) -> None:
         """Remove the link, and with an end of a pair the other; one that is gone already is fine."""
-        link = self.link(name)
-        if link:
-            with contextlib.suppress(NetlinkError):
+        try:
+            if link := self.link(name):
                 self._route.link("del", index=link.index)
-            if self.link(name):
-                raise OSError(errno.EBUSY, f"link {name} cannot be removed")
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
 
     # Addresses and routes. Of version 6, link-local addresses and the loopback's are the kernel's own and no business of ours.
 
@@ -275,6 +278,17 @@ def add_tap(name: str, owner: int | None) -> None:
         fcntl.ioctl(device, TUNSETPERSIST, 1)
     finally:
         os.close(device)
+
+
+def fill_in_checksums(name: str) -> None:
+    """Have packets leave a link of the calling thread's namespace with their checksums in place.
+
+    Between namespaces the kernel leaves them out, and some DHCP clients, which read packets raw, throw such answers away.
+    """
+    wish = struct.pack("II", ETHTOOL_STXCSUM, 0)
+    buffer = ctypes.create_string_buffer(wish, len(wish))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCETHTOOL, struct.pack("16sP16x", name.encode(), ctypes.addressof(buffer)))
 
 
 def announce(link: Link, ip: str) -> None:
