@@ -24,7 +24,10 @@ HEARTBEAT = 5.0
 
 #: Seconds between two tries to attach, doubling from the first to the second. A shorter maximum has a thousand agents knock
 #: at a control plane that is down; a longer one leaves the hosts of one that is back without instructions.
-FIRST_BACKOFF, MAX_BACKOFF = 0.2, 5.0
+FIRST_BACKOFF, MAX_BACKOFF = 0.2, 2.0
+
+#: Seconds between two complaints about the same trouble.
+COMPLAIN_EVERY = 60.0
 
 #: Seconds without an answer to a ping after which a connection counts as lost, and between pings.
 PING_TIMEOUT, PING_EVERY = 5, 10
@@ -127,14 +130,15 @@ class Link:
     async def run(self) -> None:
         """Stay attached until cancelled."""
         backoff, attempt = FIRST_BACKOFF, 0
+        complaint, complained = "", 0.0
         while True:
             endpoint = self._endpoints[attempt % len(self._endpoints)]
             attempt += 1
             try:
                 async with self._channel(endpoint) as channel:
+                    reason = "the control plane ended the stream"
                     if await self._attach(endpoint, channel):
                         backoff = FIRST_BACKOFF
-                reason = "the control plane ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
                 if error.code() not in _GONE_ELSEWHERE:
@@ -142,7 +146,10 @@ class Link:
             except (Fault, OSError, ValueError) as error:
                 reason = str(error)
             delay = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads agents, no secret
-            log.warning("not attached to the control plane at %s: %s; again in %.1f s", endpoint, reason, delay)
+            now = asyncio.get_running_loop().time()
+            if reason != complaint or now - complained > COMPLAIN_EVERY:
+                log.warning("not attached to the control plane at %s: %s; trying until it answers", endpoint, reason)
+                complaint, complained = reason, now
             await asyncio.sleep(delay)
             backoff = min(backoff * 2, MAX_BACKOFF)
 

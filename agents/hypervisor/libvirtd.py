@@ -190,12 +190,25 @@ def enter_namespace(directory: Path, *, hide_kvm: bool) -> None:
 
 def cleanup(directory: Path) -> None:
     """Remove what a private libvirtd made outside its directory; once it has ended."""
-    if (directory / "made-run-directory").exists():
+    marker = directory / "made-run-directory"
+    if not marker.exists() or _is_mounted_anywhere(PLACES["run"]):
+        return                 # taken away, it would be so in the other's namespace too
+    try:
+        PLACES["run"].rmdir()
+    except OSError:
+        return                 # somebody else's now
+    marker.unlink()
+
+
+def _is_mounted_anywhere(place: Path) -> bool:
+    """Whether something is mounted at a place in any process's namespace."""
+    for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
         try:
-            PLACES["run"].rmdir()
+            if any(line.split(" ", 5)[4] == str(place) for line in mounts.read_text().splitlines()):
+                return True
         except OSError:
-            return             # somebody else's now
-        (directory / "made-run-directory").unlink()
+            continue           # it has just ended
+    return False
 
 
 def become_subreaper() -> None:

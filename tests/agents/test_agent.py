@@ -1,0 +1,409 @@
+"""One agent over a simulated host: what it does with wishes, and what it says. Over a real stream where the stream matters."""
+import asyncio
+import contextlib
+import hashlib
+import uuid
+
+import grpc
+import grpc.aio
+import pytest
+
+from agents import agent as agents_agent
+from agents.agent import Agent
+from agents.hypervisor.driver import Domain, Fault
+from agents.hypervisor.model import Seen
+from agents.hypervisor.simulated import SimulatedHypervisor
+from agents.link import Link, Outbox
+from agents.network.driver import SimulatedNetworking
+from protos.internal.v1 import hosts_pb2 as pb
+from protos.internal.v1.hosts_pb2_grpc import HostsServicer, add_HostsServicer_to_server
+
+RUNNING, STOPPED, ABSENT = pb.HostServer.RUNNING, pb.HostServer.STOPPED, pb.HostServer.ABSENT
+NETWORK = pb.HostObject(key="network/n", network=pb.HostNetwork(id="n", vni=1))
+
+
+def wish(power=RUNNING, generation=1, server_id="", **fields):
+    server_id = server_id or str(uuid.uuid4())
+    return pb.HostObject(key=f"server/{server_id}", server=pb.HostServer(
+        id=server_id, generation=generation, power=power, vcpus=1, ram_mib=64, disk_gib=1, **fields))
+
+
+def port(port_id="p"):
+    return pb.HostObject(key=f"port/{port_id}", port=pb.HostPort(id=port_id, network_id="n", mac="fa:16:3e:00:00:01"))
+
+
+class Host:
+    """An agent with its simulated host, and what it said last about each thing."""
+
+    def __init__(self, hypervisor=None, networking=None, **options):
+        self.hypervisor = hypervisor or SimulatedHypervisor()
+        self.networking = networking or SimulatedNetworking()
+        self.said: dict[str, pb.AgentMessage] = {}
+        self.history: list[pb.AgentMessage] = []
+        self._news = asyncio.Condition()
+        self.agent = Agent(self.hypervisor, self.networking, self._report, **options)
+
+    def _report(self, key, message):
+        self.said[key] = message
+        self.history.append(message)
+
+    def snapshot(self, *objects):
+        self.agent.desired(pb.Desired(snapshot=True, upserts=objects))
+
+    def change(self, *objects, removed=()):
+        self.agent.desired(pb.Desired(upserts=objects, removed=removed))
+
+    async def until(self, thing, **fields):
+        """Wait until what was said last about a server has these fields."""
+        async with asyncio.timeout(10):
+            while True:
+                if message := self.said.get(thing.key):
+                    server = message.server
+                    if all(getattr(server, name) == value for name, value in fields.items()):
+                        return server
+                await asyncio.sleep(0.005)
+
+    async def until_at_rest(self, thing, domain):
+        return await self.until(thing, domain=domain, step="", generation=thing.server.generation, fault="")
+
+    async def until_gone(self, thing):
+        async with asyncio.timeout(10):
+            while not self.said.get(thing.key, pb.AgentMessage()).HasField("gone"):
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def running(host):
+    task = asyncio.create_task(host.agent.run())
+    try:
+        yield host
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def host(monkeypatch):
+    monkeypatch.setattr("agents.work.FIRST_BACKOFF", 0.005)
+    async with running(Host()) as host:
+        yield host
+
+
+async def test_a_server_is_started_stopped_started_rebooted_and_removed_as_wished(host):
+    thing = wish(port_ids=["p"])
+    host.snapshot(NETWORK, port(), thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    assert host.said["port/p"].port.up
+    thing.server.power, thing.server.generation = STOPPED, 2
+    host.change(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.SHUTOFF)
+    thing.server.power, thing.server.generation = RUNNING, 3
+    host.change(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    thing.server.reboots, thing.server.generation = 1, 4
+    host.change(thing)
+    assert (await host.until_at_rest(thing, pb.ObservedServer.RUNNING)).reboots == 1
+    thing.server.power, thing.server.generation = ABSENT, 5
+    host.change(thing)
+    await host.until_gone(thing)
+    assert host.hypervisor.domains == {}
+
+
+async def test_nothing_is_said_to_be_at_rest_before_it_is(host):
+    thing = wish()
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    for message in host.history:
+        if message.HasField("server") and message.server.domain != pb.ObservedServer.RUNNING:
+            assert message.server.step and message.server.generation == 0
+
+
+async def test_an_agent_that_starts_anew_adopts_what_runs_and_says_so():
+    hypervisor, thing = SimulatedHypervisor(), wish(generation=3)
+    hypervisor.domains[thing.server.id] = Domain(Seen.RUNNING, 3)
+    hypervisor.ensure_running = None           # whoever calls it fails
+    async with running(Host(hypervisor)) as host:
+        host.snapshot(thing)
+        await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+
+
+async def test_each_snapshot_is_answered_with_all_that_is_seen(host):
+    thing = wish(port_ids=["p"])
+    host.snapshot(NETWORK, port(), thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    host.said.clear()
+    host.snapshot(NETWORK, port(), thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    assert host.said["port/p"].port.up
+
+
+async def test_a_wish_that_is_older_than_one_that_was_seen_is_refused(host):
+    thing = wish(STOPPED, generation=5)
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.SHUTOFF)
+    host.change(wish(RUNNING, generation=4, server_id=thing.server.id))
+    other = wish()
+    host.change(other)
+    await host.until_at_rest(other, pb.ObservedServer.RUNNING)
+    assert thing.server.id not in host.hypervisor.domains
+
+
+async def test_a_wish_older_than_what_the_domain_remembers_is_refused_after_a_restart_too():
+    hypervisor, thing = SimulatedHypervisor(), wish(STOPPED, generation=4)
+    hypervisor.domains[thing.server.id] = Domain(Seen.RUNNING, 5)
+    async with running(Host(hypervisor)) as host:
+        other = wish()
+        host.snapshot(thing, other)
+        await host.until_at_rest(other, pb.ObservedServer.RUNNING)
+        assert hypervisor.domains[thing.server.id].seen is Seen.RUNNING
+
+
+async def test_a_guest_that_leaves_is_reported_and_left_alone(host):
+    thing = wish()
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    host.hypervisor.guest_leaves(thing.server.id)
+    await host.until_at_rest(thing, pb.ObservedServer.SHUTOFF)
+    assert host.hypervisor.domains[thing.server.id].seen is Seen.LEFT
+
+
+async def test_a_domain_that_was_killed_is_started_again_and_never_reported_as_off(host):
+    thing = wish()
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    host.history.clear()
+    host.agent._starts.clear()                 # it ran for a long time
+    host.hypervisor.kill(thing.server.id)
+    async with asyncio.timeout(10):
+        while host.hypervisor.domains[thing.server.id].seen is not Seen.RUNNING:
+            await asyncio.sleep(0.005)
+    assert all(message.server.step for message in host.history if message.server.domain == pb.ObservedServer.SHUTOFF)
+
+
+async def test_a_domain_that_dies_soon_after_each_start_waits_longer_each_time(host):
+    thing = wish()
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    host.hypervisor.kill(thing.server.id)
+    await host.until(thing, step="waiting to start again")
+    assert host.hypervisor.domains[thing.server.id].seen is Seen.OFF
+
+
+async def test_a_server_waits_for_its_ports_and_says_why(host):
+    thing = wish(port_ids=["p"])
+    host.snapshot(port(), thing)
+    await host.until(thing, step="waiting to try again", fault_final=False)
+    assert "port p" in host.said[thing.key].server.fault
+    host.change(NETWORK)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+
+
+async def test_what_cannot_be_is_a_final_fault_at_once_and_not_tried_until_the_wish_changes(host):
+    thing = wish(image=pb.BootImage(size=2 << 30))
+    host.snapshot(thing)
+    assert "flavor" in (await host.until(thing, fault_final=True)).fault
+    host.history.clear()
+    host.change(thing)
+    await asyncio.sleep(0.05)
+    assert all(message.server.fault_final for message in host.history if message.HasField("server"))
+    thing.server.disk_gib, thing.server.generation = 2, 2
+    host.change(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+
+
+async def test_what_keeps_failing_becomes_a_final_fault(host, monkeypatch):
+    monkeypatch.setattr(agents_agent, "TRIES", 3)
+    tries = []
+
+    async def ensure_running(*_):
+        tries.append(1)
+        raise Fault("The moon is in the wrong phase.")
+
+    monkeypatch.setattr(host.hypervisor, "ensure_running", ensure_running)
+    thing = wish()
+    host.snapshot(thing)
+    assert (await host.until(thing, fault_final=True)).fault == "The moon is in the wrong phase."
+    assert len(tries) == 3
+
+
+async def test_a_server_is_removed_at_once_though_its_guest_is_being_waited_for(host):
+    thing = wish()
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    host.hypervisor.deaf.add(thing.server.id)
+    thing.server.power, thing.server.generation = STOPPED, 2
+    host.change(thing)
+    await host.until(thing, step="stopping")
+    thing.server.power, thing.server.generation = ABSENT, 3
+    host.change(thing)
+    await host.until_gone(thing)
+
+
+async def test_a_domain_that_nobody_wishes_is_left_alone(host):
+    thing = wish()
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    other = wish()
+    host.snapshot(other)
+    await host.until_at_rest(other, pb.ObservedServer.RUNNING)
+    assert host.hypervisor.domains[thing.server.id].seen is Seen.RUNNING
+
+
+async def test_networking_is_not_touched_before_the_first_snapshot(monkeypatch):
+    networking, applied = SimulatedNetworking(), []
+    apply = networking.apply
+
+    async def counting(objects):
+        applied.append(set(objects))
+        return await apply(objects)
+
+    monkeypatch.setattr(networking, "apply", counting)
+    async with running(Host(networking=networking)) as host:
+        await asyncio.sleep(0.05)
+        assert applied == []
+        host.snapshot(NETWORK, port())
+        host.change(port("q"))
+        async with asyncio.timeout(10):
+            while "port/q" not in host.said:
+                await asyncio.sleep(0.005)
+        assert applied == [{"network/n", "port/p", "port/q"}]
+
+
+async def test_a_question_about_a_server_that_is_not_here_is_answered_so(host):
+    reply = await host.agent.answer(pb.Query(id=7, console_log=pb.ConsoleLog(server_id="nobody")))
+    assert reply.id == 7 and "nobody" in reply.error
+
+
+# The stream
+
+
+class Control(HostsServicer):
+    """The control plane's end, as far as agents see it."""
+
+    def __init__(self, *objects):
+        self.objects = list(objects)
+        self.hellos = []
+        self.said = asyncio.Queue()
+        self.images = {}
+        self.cut = 0
+        self.queries = asyncio.Queue()
+        self.server = None
+        self.port = 0
+
+    async def start(self):
+        self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        add_HostsServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.server.start()
+
+    async def Attach(self, requests, context):
+        async def read():
+            async for message in requests:
+                if message.HasField("hello"):
+                    self.hellos.append(message.hello)
+                else:
+                    self.said.put_nowait(message)
+
+        reader = asyncio.create_task(read())
+        try:
+            yield pb.ControlMessage(desired=pb.Desired(snapshot=True, upserts=self.objects))
+            while True:
+                yield await self.queries.get()
+        finally:
+            reader.cancel()
+
+    async def FetchImage(self, request, context):
+        data = self.images.get(request.sha512)
+        if data is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such image")
+        yield pb.FetchImageResponse(data=data[:5])
+        if self.cut:
+            self.cut -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+        yield pb.FetchImageResponse(data=data[5:])
+
+    async def until(self, condition):
+        async with asyncio.timeout(10):
+            while not condition(message := await self.said.get()):
+                pass
+            return message
+
+
+@pytest.fixture
+async def control():
+    control = Control()
+    await control.start()
+    yield control
+    await control.server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def attached(control, **hooks):
+    """An agent over a simulated host, on a real stream."""
+    async def hello():
+        return pb.Hello(host="host", inventory=await host.hypervisor.inventory())
+
+    link = None
+    host = Host()
+    host.agent = Agent(host.hypervisor, host.networking, lambda key, message: link.report(key, message))
+    link = Link([f"127.0.0.1:{control.port}"], None, hello=hello, on_desired=host.agent.desired, on_query=host.agent.answer)
+    async with running(host):
+        task = asyncio.create_task(link.run())
+        try:
+            yield host, link
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_agent_says_hello_and_makes_what_it_is_sent(control):
+    control.objects = [thing := wish()]
+    async with attached(control):
+        await control.until(lambda said: said.server.domain == pb.ObservedServer.RUNNING and said.server.generation == 1)
+        assert control.hellos[0].host == "host" and control.hellos[0].inventory.vcpus
+        control.queries.put_nowait(pb.ControlMessage(query=pb.Query(id=3, console_log=pb.ConsoleLog(server_id=thing.server.id))))
+        assert (await control.until(lambda said: said.HasField("reply"))).reply == pb.Reply(id=3, data=b"guest ready\r\n")
+
+
+async def test_servers_run_on_without_a_control_plane_and_all_is_said_again_when_it_is_back(control, monkeypatch):
+    control.objects = [thing := wish()]
+    async with attached(control) as (host, _):
+        await control.until(lambda said: said.server.domain == pb.ObservedServer.RUNNING)
+        await control.server.stop(None)
+        assert host.hypervisor.domains[thing.server.id].seen is Seen.RUNNING
+        await control.start()
+        await control.until(lambda said: said.server.domain == pb.ObservedServer.RUNNING and said.server.generation == 1)
+        assert len(control.hellos) == 2
+
+
+async def test_an_image_is_fetched_over_the_stream_or_the_reason_said(control):
+    data = b"an image's bytes"
+    sha512 = hashlib.sha512(data).hexdigest()
+    control.objects = [wish()]
+    control.images[sha512] = data
+    async with attached(control) as (_, link):
+        await control.until(lambda said: said.server.domain == pb.ObservedServer.RUNNING)
+        assert b"".join([chunk async for chunk in link.fetch_image(sha512)]) == data
+        control.cut = 1
+        with pytest.raises(Fault, match="cut") as caught:
+            [chunk async for chunk in link.fetch_image(sha512)]
+        assert not caught.value.final
+        with pytest.raises(Fault, match="not in the image service") as caught:
+            [chunk async for chunk in link.fetch_image("0" * 128)]
+        assert caught.value.final
+
+
+async def test_only_the_last_word_about_a_thing_is_kept_and_none_is_said_twice():
+    outbox = Outbox()
+    running, off = (pb.AgentMessage(server=pb.ObservedServer(id="s", domain=domain)) for domain in (1, 3))
+    outbox.put("s", running)
+    outbox.put("s", off)
+    assert await outbox.take() == [off]
+    outbox.put("s", off)
+    outbox.put("t", running)
+    assert await outbox.take() == [running]
+    outbox.put("s", running)
+    outbox.put("s", off)
+    outbox.forget_said()
+    outbox.put("s", off)
+    assert await outbox.take() == [off]
