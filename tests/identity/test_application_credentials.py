@@ -53,7 +53,8 @@ async def test_a_wrong_secret_an_expired_or_a_deleted_credential_is_refused(clou
 
 async def test_it_gives_no_more_than_its_user_has_and_makes_no_other_unless_it_may(cloud: Cloud, demo, user) -> None:
     path = f"/v3/users/{user}/application_credentials"
-    assert (await demo("POST", path, json_body={"application_credential": {"name": "a", "roles": [{"name": "admin"}]}})).status == 400
+    greedy = {"name": "a", "roles": [{"name": "admin"}]}
+    assert (await demo("POST", path, json_body={"application_credential": greedy})).status == 400
     for unrestricted, status in ((False, 403), (True, 201)):
         credential = await _made(demo, user, name=f"u{unrestricted}", unrestricted=unrestricted)
         reply = await _log_in(cloud, id=credential["id"], secret=credential["secret"])

@@ -124,7 +124,8 @@ async def test_projects_are_nested_and_deleted_from_the_leaves(cloud: Cloud, adm
     deepest = child
     for level in range(2):
         deepest = await made(admin, "project", name=f"level{level}", parent_id=deepest["id"])
-    assert (await admin("POST", "/v3/projects", json_body={"project": {"name": "deep", "parent_id": deepest["id"]}})).status == 403
+    deeper = {"name": "deeper", "parent_id": deepest["id"]}
+    assert (await admin("POST", "/v3/projects", json_body={"project": deeper})).status == 403
     await admin("DELETE", f"/v3/projects/{deepest['id']}")
     await admin("DELETE", f"/v3/projects/{deepest['parent_id']}")
     assert (await admin("DELETE", f"/v3/projects/{child['id']}")).status == 204

@@ -70,7 +70,8 @@ async def test_a_scope_without_a_role_on_it_is_refused(cloud: Cloud) -> None:
 
 
 async def test_each_kind_of_scope_shows_itself_alone(cloud: Cloud) -> None:
-    scopes = {"project": ADMIN_PROJECT, "domain": {"domain": {"name": "Default"}}, "system": {"system": {"all": True}}, "": "unscoped"}
+    scopes = {"project": ADMIN_PROJECT, "domain": {"domain": {"name": "Default"}}, "system": {"system": {"all": True}},
+              "": "unscoped"}
     for kind, scope in scopes.items():
         token = (await cloud.log_in("admin", scope=scope)).json["token"]
         assert {"project", "domain", "system"} & set(token) == ({kind} if kind else set())
