@@ -142,7 +142,7 @@ def default_pools(cidr: Prefix, gateway: Address | None) -> list[AllocationPool]
 
 
 def checked_pools(pools: Iterable[AllocationPool], cidr: Prefix, gateway: Address | None) -> list[AllocationPool]:
-    """Pools in canonical form, in order. Raises Invalid for one outside the prefix, Conflict for overlaps and a gateway in one."""
+    """Pools in canonical form, in order. Raises Invalid for one outside the prefix, Conflict for overlaps or a gateway inside."""
     ranges = []
     for pool in pools:
         start, end = address(pool.start, "allocation_pools"), address(pool.end, "allocation_pools")
