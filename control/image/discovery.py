@@ -25,12 +25,12 @@ _LONGEST = {"name": model.MAX_NAME, "owner": model.MAX_NAME}
 class Discovery:
     """Serves image.v1.Discovery."""
 
-    async def GetSchema(self, request: pb.GetSchemaRequest, call: Call) -> Struct:
+    async def GetSchema(self, request: pb.GetSchemaRequest, call: Call) -> pb.GetSchemaResponse:
         schemas = {"image": _image, "images": lambda: _collection("images", _image()),
                    "member": _member, "members": lambda: _collection("members", _member())}
         if request.name not in schemas:
             raise NotFound("image.schemas.missing", f"There is no schema {request.name[:80]!r}: {', '.join(schemas)} are known.")
-        return json_format.ParseDict(schemas[request.name](), Struct())
+        return pb.GetSchemaResponse(schema=json_format.ParseDict(schemas[request.name](), Struct()))
 
     async def GetImportInfo(self, request: pb.GetImportInfoRequest, call: Call) -> pb.GetImportInfoResponse:
         return pb.GetImportInfoResponse(import_methods=pb.ImportMethods(
