@@ -33,6 +33,7 @@ class Process:
         self.started = 0.0
         self.delay = FIRST_DELAY
         self.due = 0.0
+        self.stopping = False
 
     def start(self):
         parent = os.getpid()
@@ -62,8 +63,11 @@ class Process:
         lived = time.monotonic() - self.started
         self.delay = FIRST_DELAY if lived > LONG else min(self.delay * 2, MAX_DELAY)
         self.due = time.monotonic() + self.delay
-        say(f"{self.name} (pid {self.pid}) ended with {describe(status)} after {lived:.1f} s; again in {self.delay:.1f} s")
+        again = "" if self.stopping else f"; again in {self.delay:.1f} s"
+        say(f"{self.name} (pid {self.pid}) ended with {describe(status)} after {lived:.1f} s{again}")
         self.pid = 0
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.pid_file)
 
 
 def describe(status):
@@ -100,6 +104,7 @@ def reap(processes):
 
 def stop(processes):
     for process in reversed(processes):
+        process.stopping = True
         if not process.pid:
             continue
         os.kill(process.pid, signal.SIGTERM)
@@ -113,8 +118,6 @@ def stop(processes):
             while process.pid:
                 signal.sigtimedwait(SIGNALS, 0.2)
                 reap(processes)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(process.pid_file)
 
 
 #: The roles that SIGUSR1 ends, so that `brume down` can take the host down while the rest still runs.

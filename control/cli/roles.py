@@ -1,0 +1,83 @@
+"""`brume control` and `brume agent`: the two roles in the foreground, as `brume up` starts them and operators may."""
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from control.kernel import config as settings
+from control.kernel.config import Config
+
+if TYPE_CHECKING:
+    from agents.main import AgentConfig
+
+config_option = click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                             help="Settings (TOML).")
+
+
+@click.command()
+@config_option
+@click.pass_obj
+def control(state_dir: Path | None, config_file: Path | None) -> None:
+    """Run one replica of the control plane: the APIs, the reconcilers and the scheduler."""
+    from control import main
+    config = settings.load(state_dir, config_file)
+    _run(main.run(config), config)
+
+
+@click.command()
+@config_option
+@click.pass_obj
+def agent(state_dir: Path | None, config_file: Path | None) -> None:
+    """Run the agent of this hypervisor host."""
+    from agents import main
+    config = settings.load(state_dir, config_file)
+    _run(main.run(agent_config(config)), config)
+
+
+def agent_config(config: Config) -> "AgentConfig":
+    """The agent's part of a cloud's settings."""
+    from importlib.metadata import version
+
+    from agents.main import AgentConfig
+    directory = config.pki_dir
+    return AgentConfig(
+        host=config.host_name, directory=config.path("agent"), libvirt_directory=config.path("libvirt"),
+        run_directory=config.path("run", "network"), endpoints=(f"{config.agent_listen}:{config.agent_port}",),
+        ca=directory / "ca.crt", certificate=directory / f"{config.host_name}.crt", key=directory / f"{config.host_name}.key",
+        cloud=config.name, address=config.agent_listen, availability_zone=config.availability_zone,
+        hypervisor=config.hypervisor or "libvirt", libvirt_uri=config.libvirt_uri, version=version("brume"))
+
+
+def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
+    """Run a role until SIGTERM or SIGINT, which cancel it."""
+    from control.kernel import rpc
+
+    class WithRequestId(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            record.request_id = rpc.request_id.get()
+            return True
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(WithRequestId())
+    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s [%(request_id)s] %(message)s",
+                                           "%Y-%m-%dT%H:%M:%S"))
+    logging.basicConfig(level=config.log_level, handlers=[handler], force=True)
+
+    async def until_told() -> None:
+        task = asyncio.ensure_future(role)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+
+    import uvloop
+    uvloop.run(until_told())
