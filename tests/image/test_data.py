@@ -246,15 +246,14 @@ def test_after_a_crash_in_an_upload_the_image_is_queued_again_and_the_file_gone(
 
     def saving(tx):
         record = tx.require(IMAGE, image["id"])
-        record.image.status, record.file, record.directory_id = Image.SAVING, name, (cloud.folder / "directory-id").read_text().strip()
+        record.image.status, record.file = Image.SAVING, name
+        record.directory_id = (cloud.folder / "directory-id").read_text().strip()
         tx.put(IMAGE, record)
 
     cloud.run(cloud.database.transact(saving))
-    cloud.stop()
-    cloud.store._closed = False
     (cloud.folder / f"{name}.part").write_bytes(b"half")
     (cloud.folder / "never-in-a-record.part").write_bytes(b"begun")
-    again = Cloud(cloud.folder, cloud.store)
+    again = cloud.restarted()
     try:
         again.until(lambda: again.one.show(image["id"])["status"] == "queued")
         again.until(lambda: len(again.files()) == 1)
