@@ -28,7 +28,7 @@ from protos.internal.v1.hosts_pb2 import HostServer, Inventory
 log = logging.getLogger(__name__)
 
 #: Seconds after which a guest that was asked to shut down is asked again: one that still boots does not hear the first time.
-ASK_AGAIN = 10.0
+ASK_AGAIN = 3.0
 
 #: Seconds between two tries to reach a libvirtd that went away.
 RECONNECT_EVERY = 1.0

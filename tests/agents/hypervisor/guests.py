@@ -1,4 +1,4 @@
-"""The smallest guests that answer: boot sectors that say "guest ready" on the serial port and power off when they are asked to."""
+"""The smallest guests that answer: boot sectors that say "guest ready" on the serial port and power off when asked."""
 
 #: xor segments; mask IRQ 9; outw 0x602 (power button enabled); print the text to COM1; hlt until bit 8 of port 0x600 is set;
 #: outw 0x604, 0x2000 (ACPI's S5). The text follows the code.
