@@ -40,10 +40,12 @@ def server(number: int) -> servers_pb2.Server:
     """A server as a list in detail has it."""
     moment = Timestamp(seconds=1767225600 + number)
     made = servers_pb2.Server(
-        id=f"5e3a2f0c-0000-4000-8000-{number:012d}", name=f"server-{number}", status="ACTIVE", tenant_id="a" * 32, user_id="b" * 32,
+        id=f"5e3a2f0c-0000-4000-8000-{number:012d}", name=f"server-{number}", status="ACTIVE",
+        tenant_id="a" * 32, user_id="b" * 32,
         created=moment, updated=moment, launched_at=Timestamp(seconds=moment.seconds, nanos=123456000),
         metadata={"role": "web", "tier": "one"}, host_hash="c" * 56, disk_config="MANUAL", availability_zone="nova",
-        key_name="key", vm_state="active", power_state=1, description="", tags=["blue"], hostname=f"server-{number}", image=servers_pb2.ServerImage(id="1a2b3c4d-0000-4000-8000-000000000001"),
+        key_name="key", vm_state="active", power_state=1, description="", tags=["blue"], hostname=f"server-{number}",
+        image=servers_pb2.ServerImage(id="1a2b3c4d-0000-4000-8000-000000000001"),
         flavor=servers_pb2.ServerFlavor(original_name="m1.small", vcpus=1, ram=2048, disk=20,
                                         extra_specs={"hw:cpu_policy": "shared"}),
         security_groups=[servers_pb2.GroupName(name="default")])

@@ -48,7 +48,8 @@ def messages(draw):
     message = toy.EchoMessage(
         text=draw(texts), flag=draw(st.booleans()), small=draw(int32), natural=draw(st.integers(0, 2 ** 32 - 1)),
         real=draw(doubles), single=draw(st.floats(width=32, allow_nan=False, allow_infinity=False)),
-        data=draw(st.binary(max_size=6)), colour=draw(st.integers(0, 2)), inner=some(inners), texts=draw(st.lists(texts, max_size=3)),
+        data=draw(st.binary(max_size=6)), colour=draw(st.integers(0, 2)), inner=some(inners),
+        texts=draw(st.lists(texts, max_size=3)),
         numbers=draw(st.lists(int32, max_size=3)), inners=draw(st.lists(inners, max_size=2)),
         colours=draw(st.lists(st.integers(1, 2), max_size=3)),
         labels=draw(st.dictionaries(texts, texts, max_size=3)), named=draw(st.dictionaries(texts, inners, max_size=2)),
