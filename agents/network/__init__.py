@@ -13,6 +13,7 @@ tenant's bridge and refuses what a tenant sends to it; only external networks ar
     dhcp.py          dnsmasq's configuration and its process
     resolver.py      the names that dnsmasq does not know: forwarded by the agent, outside the namespace
     responder.py     HTTP at 169.254.169.254
+    listeners.py     the two above, served by the agent in each namespace
     routers.py       a router's namespace and its rules
     host.py          LinuxNetworking: all of it, in order
 

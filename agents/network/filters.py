@@ -126,10 +126,6 @@ def _marked(secured: Iterable[HostPort]) -> list[tuple[HostPort, int]]:
     return [(ports[port_id], mark) for port_id, mark in sorted(names.numbers(ports, 1 << 32).items())]
 
 
-def _macs(port: HostPort) -> list[str]:
-    return sorted({port.mac} | {pair.mac for pair in port.allowed_pairs if pair.mac})
-
-
 def _sources(port: HostPort) -> dict[str, list[Prefix]]:
     """The prefixes that each MAC of the port may send from, none overlapping; for version 6 its link-local address too."""
     found: dict[str, list[Prefix]] = {port.mac: [ipaddress.ip_network(address.ip) for address in port.addresses]}
@@ -160,12 +156,11 @@ def _inet_table(own: names.Names, wish: Wish) -> list[str]:
     services = [f"{names.bridge(network.id)} . {subnet.dhcp_ip}" for network in wish.networks.values() if service(network)
                 for subnet in dhcp_subnets(network)]
     secured = _secured(wish)
-    egress = [f"{names.bridge(port.network_id)} . {mac} : jump out_{_groups_word(port)}"
-              for port in secured for mac in _macs(port)]
-    ingress = [f"{mark:#x} : goto in_{_groups_word(port)}" for port, mark in _marked(secured)]
+    egress = [f"{bridge} . {mac} : jump out_{_groups_word(groups)}" for (bridge, mac), groups in _senders(secured).items()]
+    ingress = [f"{mark:#x} : goto in_{_groups_word(port.security_group_ids)}" for port, mark in _marked(secured)]
     # a port in an external network is also reached by the host itself, which routes and does not bridge: known by address
-    routed = [f"{names.bridge(port.network_id)} . {address.ip} : goto in_{_groups_word(port)}" for port in secured
-              if port.network_id not in tenants for address in port.addresses if ":" not in address.ip]
+    routed = [f"{names.bridge(port.network_id)} . {address.ip} : goto in_{_groups_word(port.security_group_ids)}"
+              for port in secured if port.network_id not in tenants for address in port.addresses if ":" not in address.ip]
     zones = [f"{tenants[network_id]} : {zone}"
              for network_id, zone in sorted(names.numbers(tenants, 1 << 16, own.cloud).items())]
     return [
@@ -177,7 +172,7 @@ def _inet_table(own: names.Names, wish: Wish) -> list[str]:
         *_groups(wish, secured),
         *_map("ingress", "mark : verdict", ingress),
         *_chain("deliver", "meta mark vmap @ingress", "accept"),
-        *_senders(wish, secured),
+        *_gates(wish, secured),
         *_map("egress", "ifname . ether_addr : verdict", egress),
         *_map("routed", "ifname . ipv4_addr : verdict", routed),
         # earlier than defragmentation (-400), which keeps the zones apart too
@@ -229,17 +224,23 @@ def _inet_table(own: names.Names, wish: Wish) -> list[str]:
     ]
 
 
-def _senders(wish: Wish, secured: Sequence[HostPort]) -> list[str]:
-    """A pair of chains for each set of groups that some port has: what it may receive is accepted, what it may send delivered."""
-    lines: list[str] = []
-    seen: set[str] = set()
+def _senders(secured: Iterable[HostPort]) -> dict[tuple[str, str], set[str]]:
+    """(bridge, MAC) -> groups of whoever may send with it. Ports that are allowed one MAC in common send by the groups of all."""
+    senders: dict[tuple[str, str], set[str]] = {}
     for port in secured:
-        word = _groups_word(port)
-        if word not in seen:
-            seen.add(word)
-            known = [_word(group_id) for group_id in sorted(set(port.security_group_ids)) if group_id in wish.groups]
-            lines += _chain(f"in_{word}", *(f"jump receive_{group}" for group in known), "drop")
-            lines += _chain(f"out_{word}", *(f"jump send_{group}" for group in known), "drop")
+        for mac in sorted({port.mac} | {pair.mac for pair in port.allowed_pairs if pair.mac}):
+            senders.setdefault((names.bridge(port.network_id), mac), set()).update(port.security_group_ids)
+    return senders
+
+
+def _gates(wish: Wish, secured: Sequence[HostPort]) -> list[str]:
+    """A pair of chains for each set of groups that somebody has: what it may receive is accepted, what it may send delivered."""
+    lines: list[str] = []
+    wanted = [*(set(port.security_group_ids) for port in secured), *_senders(secured).values()]
+    for word, groups in sorted({_groups_word(groups): groups for groups in wanted}.items()):
+        known = [_word(group_id) for group_id in sorted(groups) if group_id in wish.groups]
+        lines += _chain(f"in_{word}", *(f"jump receive_{group}" for group in known), "drop")
+        lines += _chain(f"out_{word}", *(f"jump send_{group}" for group in known), "drop")
     return lines
 
 
@@ -302,8 +303,8 @@ def _protocol_match(number: int, low: int, high: int) -> list[str]:
 
 # Words of the language.
 
-def _groups_word(port: HostPort) -> str:
-    return hashlib.sha256(" ".join(sorted(set(port.security_group_ids))).encode()).hexdigest()[:24]
+def _groups_word(group_ids: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(sorted(set(group_ids))).encode()).hexdigest()[:24]
 
 
 def _word(object_id: str) -> str:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import logging
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from agents.network import dhcp, filters, kernel, names, resolver, responder, routers
 from agents.network.kernel import Link, Netlink
+from agents.network.listeners import Listeners, Sockets, Where, open_sockets
 from agents.network.nft import Nft
 from agents.network.wish import Wish, dhcp_subnets, interface_address, service, sort_out
 from protos.internal.v1.hosts_pb2 import HostNetwork, HostObject, HostPort, HostRouter
@@ -36,21 +36,12 @@ FORWARDING = Path("/run/brume-ip-forward")
 
 
 @dataclass(slots=True)
-class Sockets:
-    """What the agent listens at in one namespace, made there and not yet served."""
-
-    place: responder.Place
-    http: socket.socket
-    relay: tuple[socket.socket, socket.socket] | None
-
-
-@dataclass(slots=True)
 class Work:
     """What one pass over the host came to."""
 
     wired: set[str] = field(default_factory=set)
-    opened: dict[tuple[str, int], Sockets] = field(default_factory=dict)    # by name and inode of the namespace
-    wanted: set[tuple[str, int]] = field(default_factory=set)
+    opened: dict[Where, Sockets] = field(default_factory=dict)
+    wanted: set[Where] = field(default_factory=set)
 
 
 class LinuxNetworking:
@@ -65,11 +56,10 @@ class LinuxNetworking:
         self._host = host
         self._run_dir = run_dir
         self._tap_owner = tap_owner
-        self._upstream = resolver.Upstream(nameservers)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._lock = asyncio.Lock()
         self._wish = Wish()
-        self._serving: dict[tuple[str, int], list[asyncio.Server | asyncio.DatagramTransport]] = {}
+        self._listeners = Listeners(lambda: self._wish, resolver.Upstream(nameservers))
         # The rest belongs to the worker.
         self._netlink: Netlink | None = None
         self._links: dict[str, Link] = {}
@@ -78,7 +68,7 @@ class LinuxNetworking:
         self._done: dict[str, bytes] = {}            # what, "bridge/<id>" -> digest of the wish that it is like
         self._version = ""                           # of the rules in place
         self._servers: dict[str, dhcp.Server] = {}    # by namespace
-        self._listening: set[tuple[str, int]] = set()
+        self._listening: set[Where] = set()
         self._wired: set[str] = set()
         self._troubles: dict[str, str] = {}
 
@@ -94,44 +84,23 @@ class LinuxNetworking:
             self._wish = wish
             loop = asyncio.get_running_loop()
             work = await loop.run_in_executor(self._worker, self._work, wish)
-            for where in self._serving.keys() - work.wanted:
-                self._stop_serving(where)
+            self._listeners.stop_others(work.wanted)
             for where, sockets in work.opened.items():
-                await self._serve(where, sockets)
+                await self._listeners.serve(where, sockets)
             return work.wired
 
     async def teardown(self) -> None:
         async with self._lock:
             self._wish = Wish()
-            for where in list(self._serving):
-                self._stop_serving(where)
+            self._listeners.stop_others(set())
             await asyncio.get_running_loop().run_in_executor(self._worker, self._teardown)
 
     async def close(self) -> None:
         """Stop serving and let go of the kernel; everything on the host stays as it is."""
         async with self._lock:
-            for where in list(self._serving):
-                self._stop_serving(where)
+            self._listeners.stop_others(set())
             await asyncio.get_running_loop().run_in_executor(self._worker, self._let_go)
             self._worker.shutdown()
-
-    # In the event loop: what the agent itself serves.
-
-    async def _serve(self, where: tuple[str, int], sockets: Sockets) -> None:
-        self._stop_serving(where)
-        guests = responder.Responder(sockets.place, lambda: self._wish)
-        serving: list[asyncio.Server | asyncio.DatagramTransport] = [
-            await asyncio.start_server(guests.connected, sock=sockets.http, limit=responder.HEAD)]
-        if sockets.relay:
-            loop = asyncio.get_running_loop()
-            transport, relay = await loop.create_datagram_endpoint(
-                lambda: resolver.Relay(self._upstream.servers), sock=sockets.relay[0])
-            serving += [transport, await asyncio.start_server(relay.connected, sock=sockets.relay[1])]
-        self._serving[where] = serving
-
-    def _stop_serving(self, where: tuple[str, int]) -> None:
-        for served in self._serving.pop(where, []):
-            served.close()
 
     # In the worker.
 
@@ -390,14 +359,8 @@ class LinuxNetworking:
         work.wanted.add(where)
         if where not in self._listening:
             with kernel.inside(namespace):
-                http = responder.listening_socket(dhcp.METADATA_IP)
-                try:
-                    relay = resolver.sockets(dhcp.RESOLVER_PORT) if place.network_id else None
-                except OSError:
-                    http.close()
-                    raise
+                work.opened[where] = open_sockets(place)
             self._listening.add(where)
-            work.opened[where] = Sockets(place, http, relay)
 
     def _let_go(self) -> None:
         if self._netlink:

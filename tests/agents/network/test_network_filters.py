@@ -69,6 +69,7 @@ def test_the_kernel_takes_whatever_may_be_wished():
     world.server(inside, "10.0.0.5", [group, other], pairs=pairs)
     world.server(outside, "100.64.77.50", [group])
     world.server(inside, "10.0.0.6", port_security=False)
+    world.server(inside, "10.0.0.7", [other], pairs=pairs)    # an address and a MAC in common, with other groups
     world.router([inside], outside, "100.64.77.7")
     own = names.Names("brume-test-text")
     version, text = filters.ruleset(own, sort_out(world.objects))
