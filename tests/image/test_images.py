@@ -15,7 +15,8 @@ def test_a_created_image_is_queued_with_every_field_that_clients_read(cloud):
     assert image == {
         "id": image["id"], "name": "i1", "status": "queued", "visibility": "shared", "protected": False, "disk_format": "qcow2",
         "container_format": "bare", "size": None, "virtual_size": None, "checksum": None, "os_hash_algo": None,
-        "os_hash_value": None, "owner": "one", "min_disk": 0, "min_ram": 64, "tags": ["a", "b"], "os_hidden": False, "self": f"/v2/images/{image['id']}",
+        "os_hash_value": None, "owner": "one", "min_disk": 0, "min_ram": 64, "tags": ["a", "b"], "os_hidden": False,
+        "self": f"/v2/images/{image['id']}",
         "file": f"/v2/images/{image['id']}/file", "schema": "/v2/schemas/image", "owner_specified.openstack.md5": "",
         "hw_disk_bus": "virtio"}
     assert cloud.one.show(image["id"]) == answer.json()
@@ -113,7 +114,8 @@ def test_filters_choose_and_sorting_orders(cloud):
 
 
 @pytest.mark.parametrize("query", ["sort_key=colour", "sort_dir=up", "sort=name&sort_key=name", "limit=-1", "limit=x",
-                                   "marker=none", "visibility=secret", "created_at=gt:yesterday", "size_min=x", "protected=perhaps",
+                                   "marker=none", "visibility=secret", "created_at=gt:yesterday", "size_min=x",
+                                   "protected=perhaps",
                                    "member_status=maybe", "sort_key=name&sort_key=id&sort_dir=asc&sort_dir=asc&sort_dir=asc"])
 def test_a_bad_query_is_refused(cloud, query):
     cloud.one.create()

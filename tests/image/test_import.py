@@ -158,7 +158,7 @@ def test_without_a_network_the_way_out_is_named(cloud, distributor, importing):
 
 
 def test_a_missing_file_is_told_with_its_url(distributor, importing):
-    with pytest.raises(Unavailable, match="missing.qcow2: 404"):
+    with pytest.raises(Unavailable, match=r"missing\.qcow2: 404"):
         entry = distributor.entry(url=f"{distributor.url}/missing.qcow2")
         distributor.files["/SUMS"] = f"{'0' * 64}  missing.qcow2\n".encode()
         importing(entry)
@@ -179,7 +179,7 @@ SHA256, SHA512, MD5 = "a1" * 32, "b2" * 64, "c3" * 16
     (f"{SHA512}  disk.img\n{SHA512.replace('b', 'd')}  other.img\n", SHA512),
     (f"{SHA256} *disk.img\n", SHA256),
     (f"{SHA256.upper()} ./disk.img\n", SHA256),
-    (f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n# disk.img: 5 bytes\nSHA256 (disk.img) = {SHA256}\n-----BEGIN PGP", SHA256),
+    (f"-----BEGIN PGP SIGNED MESSAGE-----\n\n# disk.img: 5 bytes\nSHA256 (disk.img) = {SHA256}\n-----BEGIN PGP", SHA256),
     (f"{MD5}  disk.img\n", MD5),
     (f"{SHA256}\n", SHA256),
 ])
@@ -187,7 +187,8 @@ def test_checksums_are_read_in_the_usual_spellings(listing, found):
     assert catalogue.checksum_of(listing, "disk.img") == found
 
 
-@pytest.mark.parametrize("listing", ["", f"{SHA256}  disk.img.xz\n", f"{SHA256}  mydisk.img\n", f"{SHA256[:40]}  disk.img\n", "<html>"])
+@pytest.mark.parametrize("listing", ["", f"{SHA256}  disk.img.xz\n", f"{SHA256}  mydisk.img\n",
+                                     f"{SHA256[:40]}  disk.img\n", "<html>"])
 def test_a_list_without_the_file_gives_no_checksum(listing):
     with pytest.raises(NotFound, match=r"disk\.img"):
         catalogue.checksum_of(listing, "disk.img")
