@@ -82,6 +82,7 @@ class AgentConfig:
 
 async def run(config: AgentConfig) -> None:
     """Run an agent until cancelled. Virtual machines and networks stay when it ends."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")     # what it starts are other programs, and never speak gRPC
     from agents.link import Credentials, Link
     if config.hypervisor != "simulated" and os.geteuid() != 0:
         raise SystemExit("agent: making virtual machines and networks needs root; run as root, or with a simulated hypervisor.")

@@ -81,6 +81,7 @@ def down(state_dir: Path | None, purge: bool, yes: bool) -> None:
         processes.teardown_host(config)
     with steps("stop the rest"):
         processes.stop_supervisor(config)
+        processes.clean_up_after_libvirtd(config)
     if purge and config.state_dir.exists():
         with steps(f"delete {config.state_dir}"):
             shutil.rmtree(config.state_dir)

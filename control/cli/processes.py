@@ -206,6 +206,12 @@ def stop_supervisor(config: Config) -> None:
     _wait(lambda: _lock_is_free(config), "the cloud's processes")
 
 
+def clean_up_after_libvirtd(config: Config) -> None:
+    """Remove what the cloud's own libvirtd made outside the state directory; once it has ended."""
+    from agents.hypervisor import libvirtd
+    libvirtd.cleanup(config.path("libvirt"))
+
+
 def _wait(done: Any, what: str) -> None:
     limit = time.monotonic() + STOP_WITHIN
     while not done():
