@@ -6,6 +6,7 @@ values, since bodies carry passwords.
 import base64
 import binascii
 import math
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ _BITS = {FieldDescriptor.CPPTYPE_INT32: (-2 ** 31, 2 ** 31 - 1), FieldDescriptor
 
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y", ""})     # "": a parameter without a value is a flag
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
+_DECIMAL = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 Set = Callable[[Message, Any, Context], None]
 
@@ -218,7 +220,7 @@ def scalar(field: FieldDescriptor) -> Callable[[Any], Any]:
     if field.enum_type is not None:
         return _enum(field)
     if field.cpp_type in _BITS:
-        return _integer(*_BITS[field.cpp_type])
+        return _integer(*_BITS[field.cpp_type], lenient=field_options(field).lenient)
     if field.type == field.TYPE_BOOL:
         return _lenient_boolean if field_options(field).lenient else _boolean
     if field.type == field.TYPE_BYTES:
@@ -251,8 +253,10 @@ def _float(value: Any) -> float:
     return value
 
 
-def _integer(low: int, high: int) -> Callable[[Any], int]:
+def _integer(low: int, high: int, lenient: bool = False) -> Callable[[Any], int]:
     def check(value: Any) -> int:
+        if lenient and type(value) is str and _DECIMAL.fullmatch(value):
+            value = int(value)
         if type(value) is float and math.isfinite(value) and value.is_integer():
             value = int(value)
         if type(value) is not int:

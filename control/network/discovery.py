@@ -1,6 +1,7 @@
 """What clients ask beside the nouns themselves: extensions, agents, zones, how full networks are, the automatic topology."""
 
 import ipaddress
+from collections.abc import Callable
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Value
@@ -16,6 +17,7 @@ from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.network.v1 import discovery_pb2 as pb
 from protos.network.v1.discovery_pb2 import Agent, AvailabilityZone, Extension, NetworkIpAvailability, SubnetIpAvailability
 from protos.network.v1.networks_pb2 import Network
+from protos.network.v1.records_pb2 import TopologyRecord
 from protos.network.v1.subnets_pb2 import Subnet
 
 _DATE = "2026-01-01T00:00:00-00:00"
@@ -129,13 +131,17 @@ class Discovery:
     async def DeleteAutoAllocatedTopology(self, request: pb.DeleteAutoAllocatedTopologyRequest, call: Call) -> Empty:
         project_id = _project(call.caller, request.project)
 
-        def decide(tx: Transaction) -> None:
-            record = tx.get(TOPOLOGY, project_id)
-            if record is None:
-                raise absent("topology", project_id)
-            topology.drop(tx, record)
+        def within(step: Callable[[Transaction, TopologyRecord], None]) -> Callable[[Transaction], None]:
+            def decide(tx: Transaction) -> None:
+                record = tx.get(TOPOLOGY, project_id)
+                if record is None:
+                    raise absent("topology", project_id)
+                step(tx, record)
 
-        await self._database.transact(decide, serial=quota.serial(SERVICE, project_id))
+            return decide
+
+        for step in (topology.disconnect, topology.drop):
+            await self._database.transact(within(step), serial=quota.serial(SERVICE, project_id))
         return Empty()
 
     def _fill(self, network: Network) -> NetworkIpAvailability:

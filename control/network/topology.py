@@ -4,7 +4,8 @@ from control.kernel.database import Transaction
 from control.kernel.errors import Conflict
 from control.kernel.rpc import Caller
 from control.network.addressing import Proposals
-from control.network.model import NETWORK, ROUTER, TOPOLOGY
+from control.network.attributes import in_use
+from control.network.model import NETWORK, ROUTER, TOPOLOGY, USE
 from control.network.networks import drop_network, new_network
 from control.network.plugging import unplug
 from control.network.routers import connect, drop_router, interfaces, new_router, set_gateway
@@ -56,13 +57,21 @@ def build(
     return TopologyRecord(project_id=project_id, network_id=network.id, subnet_id=subnet.id, router_id=router.id)
 
 
-def drop(tx: Transaction, record: TopologyRecord) -> None:
-    """Delete a topology, as far as it is still there. Raises Conflict while a port other than its own is on the network."""
+def disconnect(tx: Transaction, record: TopologyRecord) -> None:
+    """Delete a topology's router, if it is still there. Raises Conflict while a port beside its own is on the network."""
     router = tx.get(ROUTER, record.router_id)
-    if router is not None:
-        for port in interfaces(tx, router.id):
-            unplug(tx, port)
-        drop_router(tx, router)
+    if router is None:
+        return
+    ports = interfaces(tx, router.id)
+    if len(tx.rows(USE, "thing", record.network_id)) > len([port for port in ports if port.network_id == record.network_id]):
+        raise in_use("network", record.network_id, "There are one or more ports still in use on it.")
+    for port in ports:
+        unplug(tx, port)
+    drop_router(tx, router, check=False)
+
+
+def drop(tx: Transaction, record: TopologyRecord) -> None:
+    """Delete a topology whose router is gone. Raises Conflict while a port is on the network."""
     network = tx.get(NETWORK, record.network_id)
     if network is not None:
         drop_network(tx, network)
