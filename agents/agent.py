@@ -39,7 +39,7 @@ class Agent:
     """
 
     def __init__(self, hypervisor: Hypervisor, networking: HostNetworking, report: Report, *, stop_seconds: float = 60.0,
-                 reboot_seconds: float = 120.0, workers: int = 4):
+                 reboot_seconds: float = 120.0, workers: int = 32):
         self._hypervisor = hypervisor
         self._report = report
         self._stop_seconds = stop_seconds

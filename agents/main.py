@@ -67,8 +67,8 @@ class AgentConfig:
     reboot_seconds: float = 120.0
     #: Bytes of images that no server uses.
     image_cache: int = 20 << 30
-    #: Servers that are worked on at a time.
-    workers: int = 4
+    #: Servers that are worked on at a time. Most of them wait for a guest, and none may hold up the others.
+    workers: int = 32
     version: str = "0.1.0"
 
     @property

@@ -2,6 +2,7 @@
 
 The same wish, ports and host always give the same text. What Brume remembers of a domain is in it too, as metadata.
 """
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ NAMESPACE, PREFIX = "urn:brume:instance:1", "brume"
 #: Disk bus by image property hw_disk_bus, with how its devices' names begin.
 DISK_BUSES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "ide": "hd"}
 VIF_MODELS = frozenset({"virtio", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci"})
-MACHINES = frozenset({"pc", "q35"})
+MACHINES = re.compile(r"(pc|q35|pc-(i440fx|q35)-[0-9.]{1,8})")
 
 #: MiB of translated code that QEMU keeps per domain under emulation. Its own default is 1 GiB, more than most guests have
 #: RAM; too little makes a guest slow to boot, since code is translated again and again.
@@ -90,8 +91,10 @@ def domain_xml(server: HostServer, ports: Sequence[HostPort], files: Files, fact
     Args:
       has_disk: files.disk is there; disk_base_format: of files.base behind it, "" for none.
     """
-    machine = chosen(server, "hw_machine_type", MACHINES, "pc")
-    bus = chosen(server, "hw_disk_bus", frozenset(DISK_BUSES) - ({"ide"} if machine == "q35" else frozenset()), "virtio")
+    machine = server.image.properties.get("hw_machine_type") or "pc"
+    if not MACHINES.fullmatch(machine):
+        raise Fault(f"The image asks for hw_machine_type={machine!r}; this host has pc and q35.", final=True)
+    bus = chosen(server, "hw_disk_bus", frozenset(DISK_BUSES) - ({"ide"} if "q35" in machine else frozenset()), "virtio")
     vif = chosen(server, "hw_vif_model", VIF_MODELS, "virtio")
 
     domain = Element("domain", type="kvm" if kvm else "qemu")

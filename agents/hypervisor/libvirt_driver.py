@@ -52,6 +52,7 @@ class LibvirtHypervisor:
         self._images = images
         self._connection = Connection(uri, self._on_event)
         self._facts: dict[str, Facts] = {}             # by server, of our domains; read once, written through
+        self._starting: set[str] = set()               # being started by us right now
         self._killed: set[str] = set()                 # QEMU was told to end by the host, which is no guest's wish
         self._off: dict[str, asyncio.Event] = {}       # somebody waits for these to be off
         self._changed: asyncio.Queue[str] = asyncio.Queue()
@@ -113,6 +114,8 @@ class LibvirtHypervisor:
             raise
         self._facts[server_id] = facts
         seen = _seen(state, reason, facts, killed=server_id in self._killed)
+        if seen is Seen.RUNNING and facts.starting and server_id not in self._starting:
+            self._write_facts(domain, replace(facts, starting=False))  # it ended well, unseen
         if seen is Seen.LEFT and not facts.left:
             # libvirtd forgets why a domain is off when it ends; the guest's own wish is to outlive that
             self._write_facts(domain, replace(facts, left=True))
@@ -184,14 +187,18 @@ class LibvirtHypervisor:
         try:
             await self._connection.call(self._define_and_create, server.id, xml, facts)
         except libvirt.libvirtError as error:
-            raise Fault(f"The virtual machine could not be started: {error}") from error
+            raise Fault(f"The virtual machine could not be started: {_first_line(error)}") from error
 
     def _define_and_create(self, connection: Any, server_id: str, xml: str, facts: Facts) -> None:
         self._killed.discard(server_id)
-        domain = connection.defineXML(xml)
-        self._facts[server_id] = facts
-        domain.create()
-        self._write_facts(domain, replace(facts, starting=False))
+        self._starting.add(server_id)
+        try:
+            domain = connection.defineXML(xml)
+            self._facts[server_id] = facts
+            domain.create()
+            self._write_facts(domain, replace(facts, starting=False))
+        finally:
+            self._starting.discard(server_id)
 
     async def _make_disk(self, server: HostServer, files: Files, say: Say) -> tuple[bool, str]:
         """Have the root disk; whether there is one, and the format of its base ("" for none)."""
@@ -262,7 +269,7 @@ class LibvirtHypervisor:
         try:
             await self._connection.call(act)
         except libvirt.libvirtError as error:
-            raise Fault(f"The virtual machine could not be {what}: {error}") from error
+            raise Fault(f"The virtual machine could not be {what}: {_first_line(error)}") from error
 
     def _write_facts(self, domain: Any, facts: Facts) -> None:
         flags = _CONFIG | (_LIVE if domain.isActive() else 0)
@@ -313,6 +320,11 @@ def _capacity(connection: Any) -> tuple[str, int]:
     """CPU model and version of the hypervisor."""
     model = ElementTree.fromstring(connection.getCapabilities()).findtext("host/cpu/model")  # noqa: S314 - libvirtd's own words
     return model or connection.getInfo()[0], connection.getVersion()
+
+
+def _first_line(error: libvirt.libvirtError) -> str:
+    """What an owner may read of an error; QEMU's whole command line may follow."""
+    return str(error).partition("\n")[0][:300]
 
 
 def _lookup(connection: Any, server_id: str) -> Any:

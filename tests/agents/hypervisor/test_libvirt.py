@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import libvirt
@@ -147,6 +148,18 @@ class TestLibvirtHypervisor(CheckHypervisor):
             await bench.hypervisor.ensure_running(Wish(running), silent)
         async with bench.new_driver() as another:
             assert await another.observe([running.id]) == {running.id: Domain(Seen.OFF, 2, 0)}
+
+    async def test_a_start_that_nobody_saw_the_end_of_leaves_a_guest_whose_leaving_counts(self, bench, running):
+        facts = bench.hypervisor._facts[running.id]
+
+        def mark(domain):
+            bench.hypervisor._write_facts(domain, replace(facts, starting=True))
+
+        await bench.hypervisor._act(running.id, mark, "marked")
+        async with bench.new_driver() as another:
+            assert (await another.observe())[running.id].seen is Seen.RUNNING
+            await bench.guest_leaves(running.id)
+            assert (await another.observe())[running.id].seen is Seen.LEFT
 
     async def test_the_disk_outlives_a_release_and_its_image(self, bench, running):
         disk = bench.directory / running.id / "disk"
