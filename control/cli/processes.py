@@ -31,11 +31,12 @@ API_WITHIN, HOST_WITHIN, STOP_WITHIN = 60.0, 90.0, 90.0
 def prepare(config: Config) -> None:
     """Make directories and certificates, and write the list that the supervisor starts."""
     from control.kernel import etcd_server, pki
-    # Servers run as a user of their own, which must be able to pass through; everything secret below is 0600 or 0700.
+    # Servers and dnsmasq run as users of their own, which must be able to pass through; what is secret is 0600 or 0700.
     config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     config.state_dir.chmod(0o711)
-    for part in ("run", "log"):
-        config.path(part).mkdir(mode=0o700, exist_ok=True)
+    for part, mode in (("run", 0o711), ("log", 0o700)):
+        config.path(part).mkdir(mode=mode, exist_ok=True)
+        config.path(part).chmod(mode)
     etcd_server.client_credentials(config.pki_dir)
     pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True)
     pki.ensure_leaf(config.pki_dir, config.host_name, client=True)
@@ -51,13 +52,14 @@ def plan(config: Config) -> list[dict[str, Any]]:
     role = [sys.executable, "-m", "control.cli.main", "--state-dir", str(config.state_dir)]
     wanted = []
     if not config.etcd:
-        wanted.append({"name": "etcd", "argv": etcd_server.command(etcd_config(config)),
-                       "environment": etcd_server.environment()})
+        wanted.append({"name": "etcd", "argv": etcd_server.command(etcd_config(config)), "environment": {
+            name: value for name, value in etcd_server.environment().items() if name.startswith("ETCD_")}})
     own = config.path("libvirt")
     if not config.hypervisor and (config.libvirt_uri or libvirtd.pick_uri(own)) == libvirtd.private_uri(own):
         wanted.append({"name": "libvirtd", "argv": libvirtd.command(own)})
-    wanted.append({"name": "control", "argv": [*role, "control"]})
-    wanted.append({"name": "agent", "argv": [*role, "agent"]})
+    # gRPC's C core writes what it thinks of TLS and of forks to stderr; errors reach our own logs.
+    quiet = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    wanted += [{"name": name, "argv": [*role, name], "environment": quiet} for name in ("control", "agent")]
     return wanted
 
 

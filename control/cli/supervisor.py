@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Process:
-    """One supervised process, as processes.json describes it: name, argv, and an environment if not the supervisor's own."""
+    """One supervised process, as processes.json describes it: name, argv, and what it has beside the supervisor's environment."""
 
     def __init__(self, plan, run_dir, log_dir):
         self.name, self.argv, self.environment = plan["name"], plan["argv"], plan.get("environment", {})
@@ -57,7 +57,8 @@ class Process:
         null = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, log), (2, log)):
             os.dup2(source, target)
-        os.execvpe(self.argv[0], self.argv, self.environment or dict(os.environ))  # noqa: S606 - the state directory's owner wrote the list
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        os.execvpe(self.argv[0], self.argv, {**inherited, **self.environment})  # noqa: S606 - the state directory's owner wrote the list
 
     def ended(self, status):
         lived = time.monotonic() - self.started

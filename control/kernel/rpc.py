@@ -19,6 +19,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
+from control.kernel.caller import Caller
 from control.kernel.errors import Denied, Error, Unauthenticated, Unavailable
 from protos.brume.v1 import options_pb2
 
@@ -31,27 +32,6 @@ DEFAULT_DEADLINE = 60.0
 MAX_MESSAGE = 4 * 1024 * 1024
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, as their token says. Immutable and shared between calls of one token."""
-
-    user_id: str
-    user_name: str = ""
-    user_domain_id: str = ""
-    project_id: str = ""             # "" unless the token is project-scoped
-    project_name: str = ""
-    project_domain_id: str = ""
-    domain_id: str = ""              # "" unless domain-scoped
-    system: bool = False             # system-scoped
-    roles: frozenset[str] = frozenset()    # role names, implied ones included
-    audit_id: str = ""
-
-    @property
-    def is_admin(self) -> bool:
-        """May see and change what belongs to any project."""
-        return "admin" in self.roles
 
 
 @dataclass(slots=True)
