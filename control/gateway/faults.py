@@ -93,7 +93,7 @@ def _glance(status: int, error: Error, request_id: str) -> dict[str, Any]:
 def _glance_page(status: int, text: str) -> bytes:
     title = f"{status} {title_of(status)}"
     return (f"<html>\n <head>\n  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n"
-            f"  {html.escape(text)}<br /><br />\n </body>\n</html>\n").encode()
+            f"  {html.escape(text, quote=False)}<br /><br />\n </body>\n</html>\n").encode()
 
 
 def _placement(status: int, error: Error, request_id: str) -> dict[str, Any]:
