@@ -73,8 +73,8 @@ async def serve(app: Any, host: str, port: int, certificate: str | None = None, 
       CannotListen: the port is in use, or the address is not ours.
     """
     listener = listener or listen(host, port)
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None, log_level="warning",
-                            server_header=False, proxy_headers=False, timeout_keep_alive=75,
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
+                            log_level="warning", server_header=False, proxy_headers=False, timeout_keep_alive=75,
                             ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=GRACE)
     server = _Server(config, started or asyncio.Event())
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
