@@ -2,6 +2,7 @@
 
 Everything goes through the REST API as the cloud's admin. An image that fails on its way is deleted again.
 """
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -134,7 +135,8 @@ def ensure_image(session: Rest, path: Path, name: str, visibility: str, disk_for
         session.request("PUT", "image", f"/v2/images/{image['id']}/file", _pieces(path, size, progress), headers={
             "Content-Type": "application/octet-stream", "Content-Length": str(size), "X-OpenStack-Image-Size": str(size)})
     except BaseException:
-        session.request("DELETE", "image", f"/v2/images/{image['id']}")
+        with contextlib.suppress(RestError):
+            session.request("DELETE", "image", f"/v2/images/{image['id']}")
         raise
     return image["id"]
 

@@ -15,6 +15,6 @@ Key layout
   /image/members/<image>/<project>   Member
   /image/garbage/<file>              Garbage
 
-Files: model.py, patch.py, query.py and formats.py decide and do no I/O; files.py is the data directory; images.py, data.py,
-members.py and discovery.py are the servicers; reconciler.py repairs and collects; service.py puts them together.
+Files: model.py, access.py, patch.py, query.py and formats.py decide and do no I/O; files.py is the data directory; images.py,
+data.py, members.py and discovery.py are the servicers; reconciler.py repairs and collects; service.py puts them together.
 """

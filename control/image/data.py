@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from google.protobuf.empty_pb2 import Empty
 
-from control.image import model, reconciler
+from control.image import access, model, reconciler
 from control.image.files import Directory, Incoming
 from control.image.formats import WRAPPED
 from control.image.model import IMAGE
@@ -51,7 +51,7 @@ class ImageData:
                                                  " only glance-direct is offered.")
 
         def decide(tx: Transaction) -> None:
-            record = model.owned(tx, call.caller, request.image_id)
+            record = access.owned(tx, call.caller, request.image_id)
             if not record.HasField("staged"):
                 raise Conflict("image.import.staged", f"Image {request.image_id} has no staged data to import: stage it first.")
             _activate(record, record.staged)
@@ -63,7 +63,7 @@ class ImageData:
 
     async def DownloadImageData(self, request: pb.DownloadImageDataRequest,
                                 call: Call) -> AsyncIterator[pb.DownloadImageDataResponse]:
-        record = model.seen(self._database, call.caller, request.image_id)
+        record = access.seen(self._database, call.caller, request.image_id)
         image = record.image
         if image.status == Image.DEACTIVATED and not call.caller.is_admin:
             raise Denied("image.data.deactivated", f"Image {image.id} has been deactivated: it cannot be downloaded.")
@@ -109,7 +109,7 @@ class ImageData:
 
     async def _check_room(self, first: pb.UploadImageDataRequest, call: Call) -> int | None:
         """Bytes that will come, where the client says. Refuses what cannot be stored before any of it is taken."""
-        _check_uploadable(model.owned(self._database, call.caller, first.image_id))
+        _check_uploadable(access.owned(self._database, call.caller, first.image_id))
         sizes = {getattr(first, field) for field in ("size", "content_length") if first.HasField(field)}
         if len(sizes) > 1 or any(size < 0 for size in sizes):
             raise Invalid("image.data.size", "X-OpenStack-Image-Size is not the size of the body.")
@@ -123,7 +123,7 @@ class ImageData:
 
     def _claim(self, tx: Transaction, call: Call, image_id: str, name: str, status: int) -> ImageRecord:
         """Take a queued image for one upload."""
-        record = model.owned(tx, call.caller, image_id)
+        record = access.owned(tx, call.caller, image_id)
         _check_uploadable(record)
         record.image.status = status  # type: ignore[assignment]
         record.image.updated_at.CopyFrom(clock.now())

@@ -3,7 +3,7 @@ import uuid
 
 from google.protobuf.empty_pb2 import Empty
 
-from control.image import model, patch, query
+from control.image import access, model, patch, query
 from control.image.model import IMAGE, MEMBER
 from control.kernel import clock, listing, quota
 from control.kernel.database import Database, Transaction
@@ -21,8 +21,8 @@ class Images:
         self._database = database
 
     async def CreateImage(self, request: pb.CreateImageRequest, call: Call) -> Image:
-        given = frozenset(path.partition(".")[0].removeprefix("image.") for path in request.update_mask.paths)
-        image = model.new_image(request.image, given, call.caller, str(uuid.uuid4()), clock.now())
+        caller, given = call.caller, frozenset(path.partition(".")[0] for path in request.update_mask.paths)
+        image = model.new_image(request.image, given, str(uuid.uuid4()), caller.project_id, caller.is_admin, clock.now())
 
         def decide(tx: Transaction) -> Image:
             if tx.get(IMAGE, image.id) is not None:
@@ -46,16 +46,16 @@ class Images:
         return pb.ListImagesResponse(images=map(model.shown, page), next_page_marker=marker, schema="/v2/schemas/images")
 
     async def GetImage(self, request: pb.GetImageRequest, call: Call) -> Image:
-        return model.shown(model.seen(self._database, call.caller, request.image_id))
+        return model.shown(access.seen(self._database, call.caller, request.image_id))
 
     async def UpdateImage(self, request: pb.UpdateImageRequest, call: Call) -> Image:
         now = clock.now()
 
         def decide(tx: Transaction) -> Image:
-            record = model.owned(tx, call.caller, request.image_id)
+            record = access.owned(tx, call.caller, request.image_id)
             visibility, owner = record.image.visibility, record.image.owner
             patch.apply(record.image, request.operations, call.caller.is_admin)
-            model.check(record.image, call.caller, was=visibility)
+            model.check(record.image, call.caller.is_admin, was=visibility)
             if record.image.owner != owner:
                 _change_owner(tx, record, owner)
             record.image.updated_at.CopyFrom(now)
@@ -66,7 +66,7 @@ class Images:
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, call: Call) -> Empty:
         def decide(tx: Transaction) -> None:
-            record = model.owned(tx, call.caller, request.image_id)
+            record = access.owned(tx, call.caller, request.image_id)
             model.check_deletable(record.image)
             quota.charge(tx, model.QUOTA, record.image.owner, model.QUOTAS,
                          image_count_total=-1, image_size_total=-_charged(record))
@@ -75,13 +75,13 @@ class Images:
             tx.delete(IMAGE, record.image.id)
             model.let_go(tx.put, record)
 
-        owner = model.owned(self._database, call.caller, request.image_id).image.owner
+        owner = access.owned(self._database, call.caller, request.image_id).image.owner
         await self._database.transact(decide, serial=quota.serial(model.QUOTA, owner))
         return Empty()
 
     async def AddImageTag(self, request: pb.AddImageTagRequest, call: Call) -> Empty:
         def decide(tx: Transaction) -> None:
-            record = model.owned(tx, call.caller, request.image_id)
+            record = access.owned(tx, call.caller, request.image_id)
             if request.tag not in record.image.tags:
                 record.image.tags.append(request.tag)
                 self._put_changed(tx, record, call)
@@ -91,7 +91,7 @@ class Images:
 
     async def RemoveImageTag(self, request: pb.RemoveImageTagRequest, call: Call) -> Empty:
         def decide(tx: Transaction) -> None:
-            record = model.owned(tx, call.caller, request.image_id)
+            record = access.owned(tx, call.caller, request.image_id)
             if request.tag not in record.image.tags:
                 raise NotFound("image.tags.missing", f"Image {request.image_id} does not have the tag {request.tag[:255]}.")
             record.image.tags.remove(request.tag)
@@ -110,7 +110,7 @@ class Images:
         now = clock.now()
 
         def decide(tx: Transaction) -> None:
-            record = model.owned(tx, call.caller, image_id)
+            record = access.owned(tx, call.caller, image_id)
             if model.change_status(record.image, status, now):
                 tx.put(IMAGE, record)
 
@@ -119,7 +119,7 @@ class Images:
 
     def _put_changed(self, tx: Transaction, record: ImageRecord, call: Call) -> None:
         model.tidy_tags(record.image)
-        model.check(record.image, call.caller, was=record.image.visibility)
+        model.check(record.image, call.caller.is_admin, was=record.image.visibility)
         record.image.updated_at.CopyFrom(clock.now())
         tx.put(IMAGE, record)
 

@@ -1,7 +1,7 @@
 """The servicer of members: sharing an image with projects, which accept or reject it."""
 from google.protobuf.empty_pb2 import Empty
 
-from control.image import model
+from control.image import access, model
 from control.image.model import IMAGE, MEMBER
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
@@ -24,7 +24,7 @@ class Members:
         now = clock.now()
 
         def decide(tx: Transaction) -> Member:
-            record = model.owned(tx, call.caller, request.image_id)
+            record = access.owned(tx, call.caller, request.image_id)
             if record.image.visibility != Image.SHARED:
                 raise Denied("image.members.visibility", "Only shared images have members: set its visibility to shared first.")
             if tx.get(MEMBER, request.image_id, request.member) is not None:
@@ -41,14 +41,14 @@ class Members:
         return await self._database.transact(decide)
 
     async def ListMembers(self, request: pb.ListMembersRequest, call: Call) -> pb.ListMembersResponse:
-        image = model.seen(self._database, call.caller, request.image_id).image
+        image = access.seen(self._database, call.caller, request.image_id).image
         members = [member for member in self._database.cache.by(MEMBER, "image", image.id) if _sees(call.caller, image, member)]
-        if not members and not model.owns(call.caller, image):
-            raise model.missing(image.id)
+        if not members and not access.owns(call.caller, image):
+            raise access.missing(image.id)
         return pb.ListMembersResponse(members=map(_shown, members), schema="/v2/schemas/members")
 
     async def GetMember(self, request: pb.GetMemberRequest, call: Call) -> Member:
-        image = model.seen(self._database, call.caller, request.image_id).image
+        image = access.seen(self._database, call.caller, request.image_id).image
         member = self._database.get(MEMBER, image.id, request.member_id)
         if member is None or not _sees(call.caller, image, member):
             raise _missing(request.image_id, request.member_id)
@@ -60,7 +60,7 @@ class Members:
             raise Invalid("image.members.status", "A member's status must be pending, accepted or rejected.")
 
         def decide(tx: Transaction) -> Member:
-            image = model.seen(tx, call.caller, request.image_id).image
+            image = access.seen(tx, call.caller, request.image_id).image
             member = tx.get(MEMBER, request.image_id, request.member_id)
             if member is None or not _sees(call.caller, image, member):
                 raise _missing(request.image_id, request.member_id)
@@ -75,7 +75,7 @@ class Members:
 
     async def DeleteMember(self, request: pb.DeleteMemberRequest, call: Call) -> Empty:
         def decide(tx: Transaction) -> None:
-            model.owned(tx, call.caller, request.image_id)
+            access.owned(tx, call.caller, request.image_id)
             if tx.get(MEMBER, request.image_id, request.member_id) is None:
                 raise _missing(request.image_id, request.member_id)
             tx.delete(MEMBER, request.image_id, request.member_id)
@@ -86,7 +86,7 @@ class Members:
 
 def _sees(caller: Caller, image: Image, member: Member) -> bool:
     """An owner sees every member of its image, a member itself."""
-    return model.owns(caller, image) or member.member_id == caller.project_id
+    return access.owns(caller, image) or member.member_id == caller.project_id
 
 
 def _shown(member: Member) -> Member:

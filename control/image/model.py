@@ -1,18 +1,12 @@
-"""What images are and who may do what with them: kinds, rules and new records, without I/O.
-
-A caller sees an image that is public, a community's, its project's own, or shared with its project; only the owner's project
-and admins change it.
-"""
+"""What images are: their kinds, the bounds of their fields, new records and changes of status, without I/O."""
 import re
 from collections.abc import Callable, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control.image.formats import CONTAINER_FORMATS, DISK_FORMATS, WRAPPED
+from control.image.formats import CONTAINER_FORMATS, DISK_FORMATS
 from control.kernel.cache import Kind
-from control.kernel.database import Database, Transaction
-from control.kernel.errors import Conflict, Denied, Invalid, NotFound
-from control.kernel.rpc import Caller
+from control.kernel.errors import Conflict, Denied, Invalid
 from protos.image.v1.images_pb2 import Image
 from protos.image.v1.members_pb2 import Member
 from protos.image.v1.records_pb2 import Garbage, ImageRecord
@@ -45,44 +39,14 @@ SETTABLE = frozenset({"id", "name", "visibility", "protected", "disk_format", "c
 RESERVED = frozenset({"locations", "direct_url", "stores", "deleted", "deleted_at", "links", "update_mask", "properties"})
 
 
-def missing(image_id: str) -> NotFound:
-    return NotFound("image.images.missing", f"No image found with ID {image_id}")
+def new_image(asked: Image, given: frozenset[str], image_id: str, project_id: str, is_admin: bool, now: Timestamp) -> Image:
+    """The image that a request asks for, queued. Raises Invalid or Denied.
 
-
-def owns(caller: Caller, image: Image) -> bool:
-    """Whether the caller may change the image."""
-    return caller.is_admin or (bool(caller.project_id) and image.owner == caller.project_id)
-
-
-def membership(source: Database | Transaction, caller: Caller, image_id: str) -> Member | None:
-    return source.get(MEMBER, image_id, caller.project_id) if caller.project_id else None
-
-
-def visible(source: Database | Transaction, caller: Caller, image: Image) -> bool:
-    """Whether the caller may see and use the image when it names it."""
-    if owns(caller, image) or image.visibility in (Image.PUBLIC, Image.COMMUNITY):
-        return True
-    return image.visibility == Image.SHARED and membership(source, caller, image.id) is not None
-
-
-def seen(source: Database | Transaction, caller: Caller, image_id: str) -> ImageRecord:
-    """The record of an image that the caller may see; a copy, if the source is a transaction. Raises NotFound."""
-    record = source.get(IMAGE, image_id)
-    if record is None or not visible(source, caller, record.image):
-        raise missing(image_id)
-    return record
-
-
-def owned(source: Database | Transaction, caller: Caller, image_id: str) -> ImageRecord:
-    """As seen(), for one who will change it. Raises Denied where the caller may see it, but not that."""
-    record = seen(source, caller, image_id)
-    if not owns(caller, record.image):
-        raise Denied("image.images.owner", f"You are not permitted to change image {image_id}: it is another project's.")
-    return record
-
-
-def new_image(asked: Image, given: frozenset[str], caller: Caller, image_id: str, now: Timestamp) -> Image:
-    """The image that a request asks for, queued. `given`: names of the fields that the request had, null ones too."""
+    Args:
+      given: names of the fields that the request had, null ones too.
+      image_id: the id, where the request does not choose it.
+      project_id, is_admin: the caller's.
+    """
     for field in sorted(given | {field.name for field, _ in asked.ListFields()}):
         if field not in SETTABLE:
             raise Denied("image.images.read_only", f"Attribute '{field}' is read-only.")
@@ -91,24 +55,24 @@ def new_image(asked: Image, given: frozenset[str], caller: Caller, image_id: str
     image.id = asked.id or image_id
     image.status = Image.QUEUED
     image.visibility = asked.visibility or Image.SHARED
-    if not image.owner and caller.project_id:
-        image.owner = caller.project_id
-    if not caller.is_admin and image.owner != caller.project_id:
+    if not image.owner and project_id:
+        image.owner = project_id
+    if not is_admin and image.owner != project_id:
         raise Denied("image.images.owner", "You are not permitted to create images owned by another project.")
     for name in [name for name, value in image.properties.items() if value.HasField("null_value")]:
         del image.properties[name]
     tidy_tags(image)
     image.created_at.CopyFrom(now)
     image.updated_at.CopyFrom(now)
-    check(image, caller, was=Image.SHARED)
+    check(image, is_admin, was=Image.SHARED)
     return image
 
 
-def check(image: Image, caller: Caller, was: int) -> None:
+def check(image: Image, is_admin: bool, was: int) -> None:
     """Raise Invalid or Denied where a field is out of its bounds. `was`: the visibility before."""
     if not _UUID.fullmatch(image.id):
         raise Invalid("image.images.id", f"An image's id must be a UUID, not {image.id[:80]!r}.")
-    if image.visibility == Image.PUBLIC != was and not caller.is_admin:
+    if image.visibility == Image.PUBLIC != was and not is_admin:
         raise Denied("image.images.public", "You are not permitted to make an image public: that is for admins. "
                                             "Use visibility shared or community.")
     _at_most("name", len(image.name), MAX_NAME, "characters")
@@ -153,20 +117,6 @@ def tidy_tags(image: Image) -> None:
 def check_deletable(image: Image) -> None:
     if image.protected:
         raise Denied("image.images.protected", f"Image {image.id} is protected and cannot be deleted: unprotect it first.")
-
-
-def bootable(source: Database | Transaction, caller: Caller, image_id: str) -> Image:
-    """The image, if the caller may boot from it now. Raises Invalid."""
-    record = source.get(IMAGE, image_id)
-    if record is None or not visible(source, caller, record.image):
-        raise Invalid("image.images.missing", f"Image {image_id} could not be found.")
-    if record.image.status != Image.ACTIVE:
-        status = Image.Status.Name(record.image.status).lower()
-        raise Invalid("image.images.status", f"Image {image_id} is not active: it is {status}.")
-    if record.image.container_format in WRAPPED:
-        raise Invalid("image.images.container", f"Image {image_id} is in a container of format {record.image.container_format}, "
-                                                "from which no server can be made.")
-    return record.image
 
 
 def change_status(image: Image, wanted: int, now: Timestamp) -> bool:

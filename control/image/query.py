@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control.image import model
+from control.image import access
 from control.kernel.errors import Invalid
 from control.kernel.listing import CONTROLS
 from control.kernel.naming import enum_spelling, field_name, text_of
@@ -70,7 +70,7 @@ def select(records: Iterable[ImageRecord], caller: Caller, memberships: Mapping[
             return False
         if visibility not in ("", "all") and _text(image, "visibility") != [visibility]:
             return False
-        if model.owns(caller, image):
+        if access.owns(caller, image):
             return True
         if image.visibility == Image.COMMUNITY:
             return visibility in ("community", "all")

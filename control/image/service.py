@@ -4,7 +4,7 @@ from pathlib import Path
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from control.image import model
+from control.image import access
 from control.image.data import MAX_SIZE, ImageData
 from control.image.discovery import Discovery
 from control.image.files import Directory
@@ -45,7 +45,7 @@ class ImageService:
 
     def bootable(self, caller: Caller, image_id: str) -> Image:
         """An image that the caller may boot. Raises Invalid if it is not there for them, or not active."""
-        return model.bootable(self._database, caller, image_id)
+        return access.bootable(self._database, caller, image_id)
 
     async def read(self, sha512: str) -> AsyncIterator[bytes]:
         """An active image's bytes in chunks of at most 1 MiB.

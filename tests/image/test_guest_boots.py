@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,11 @@ def test_a_missing_tool_is_named_with_the_package_that_has_it(monkeypatch, tmp_p
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None if name in ("mcopy", "syslinux") else real(name, path=path))
     with pytest.raises(BuildError, match="apt-get install mtools syslinux"):
         build(tmp_path)
+
+
+def test_the_list_of_packages_to_install_has_what_the_tools_are_in():
+    listed = resources.files("control.image.guest").joinpath("host-packages.txt").read_text().split()
+    assert listed == sorted(set(TOOLS.values()))
 
 
 def test_an_archive_is_read_back_by_cpio(tmp_path):
