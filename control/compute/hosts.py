@@ -7,13 +7,14 @@ import json
 import socket
 import uuid
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct, Value
 
 from control.compute import limits
 from control.compute.model import SERVER
 from control.kernel import clock, fleet, listing
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Invalid, NotFound
+from control.kernel.errors import Conflict, Invalid, NotFound
 from control.kernel.rpc import Call
 from protos.compute.v1 import hosts_pb2 as pb
 from protos.internal.v1.fleet_pb2 import HostRecord
@@ -126,15 +127,34 @@ class Hosts:
             raise Invalid("compute.service.status", f"status is 'enabled' or 'disabled', not {request.status[:40]!r}.")
         if request.HasField("disabled_reason") and request.status != "disabled":
             raise Invalid("compute.service.reason", "disabled_reason goes with the status 'disabled' only.")
-        name = next((host.name for host in self._hosts() if _service_id("nova-compute", host.name) == request.service_id), "")
-        if not name:
-            if request.service_id in {_service_id(binary, self._replica) for binary in OWN_BINARIES}:
-                raise Invalid("compute.service.binary", "Only nova-compute services can be enabled and disabled.")
-            raise NotFound("compute.service", f"Service {request.service_id[:80]} could not be found.")
-        host = self._database.require(fleet.HOST, name)
+        host = self._host_of_service(request.service_id)
         if request.HasField("status"):
-            host = await self._switch(name, request.status == "disabled", request.disabled_reason)
+            host = await self._switch(host.name, request.status == "disabled", request.disabled_reason)
         return pb.ServiceResponse(service=_service(host, call))
+
+    async def DeleteService(self, request: pb.DeleteServiceRequest, call: Call) -> Empty:
+        name = self._host_of_service(request.service_id).name
+
+        def decide(tx: Transaction) -> None:
+            if tx.require(fleet.HOST, name).up:
+                raise Conflict("compute.service.up", f"Host {name} is up: stop its agent first.")
+            left = [server.id for server in tx.rows(SERVER, "host", name) if not server.desired.deleted]
+            if left:
+                raise Conflict("compute.service.servers", f"Host {name} has {len(left)} servers, {left[0]} among them: delete "
+                                                          "them first.")
+            tx.delete(fleet.HOST, name)
+
+        await self._database.transact(decide)
+        return Empty()
+
+    def _host_of_service(self, service_id: str) -> HostRecord:
+        """The host whose nova-compute has an id. Raises NotFound, or Invalid for another service's id."""
+        for host in self._hosts():
+            if service_id in (identifier := _service_id("nova-compute", host.name), str(_number(identifier))):
+                return host
+        if service_id in {_service_id(binary, self._replica) for binary in OWN_BINARIES}:
+            raise Invalid("compute.service.binary", "Only nova-compute services can be enabled, disabled and deleted.")
+        raise NotFound("compute.service", f"Service {service_id[:80]} could not be found.")
 
     async def EnableService(self, request: pb.SwitchServiceRequest, call: Call) -> pb.SwitchServiceResponse:
         return await self._switch_by_name(request, False)

@@ -2,6 +2,7 @@
 
 Each check returns the value to keep or raises Invalid, which says what is wrong and what would be right.
 """
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 
@@ -51,6 +52,17 @@ def tags(values: Iterable[str]) -> list[str]:
         if not 1 <= len(value) <= MAX_TAG or "/" in value or "," in value:
             raise Invalid("compute.tags", f"A tag has 1 to {MAX_TAG} characters, and neither '/' nor ','; not {value[:80]!r}.")
     return unique
+
+
+def address(value: str, version: int) -> str:
+    """An IP address of a version, or "" for none."""
+    try:
+        if value and ipaddress.ip_address(value).version != version:
+            raise ValueError
+    except ValueError:
+        raise Invalid(f"compute.accessIPv{version}",
+                      f"accessIPv{version} must be an IPv{version} address, not {value[:80]!r}.") from None
+    return value
 
 
 def hostname(value: str) -> str:

@@ -69,8 +69,7 @@ def draft(request: CreateServerRequest, caller: Caller, database: Database, imag
         image=boot_image(images, caller, _image_id(new), flavor), flavor=flavor,
         metadata=limits.metadata(new.metadata, metadata_limit), tags=limits.tags(new.tags), user_data=_user_data(new),
         config_drive=new.config_drive, disk_config=limits.disk_config(new.disk_config),
-        access_ip_v4=limits.text(new.access_ip_v4, "accessIPv4", 45),
-        access_ip_v6=limits.text(new.access_ip_v6, "accessIPv6", 45),
+        access_ip_v4=limits.address(new.access_ip_v4, 4), access_ip_v6=limits.address(new.access_ip_v6, 6),
         reservation_id=f"r-{secrets.token_hex(4)}")
     if new.HasField("description"):
         server.description = limits.text(new.description, "description")

@@ -134,6 +134,33 @@ class ServerParts:
             raise NotFound("compute.addresses", f"Instance {server.id} has no address on a network {request.network[:80]!r}.")
         return pb.NetworkAddresses(network={request.network: Value(list_value=rows)})
 
+    # Interfaces
+
+    async def ListInterfaces(self, request: pb.ListInterfacesRequest, call: Call) -> pb.ListInterfacesResponse:
+        return pb.ListInterfacesResponse(interfaces=self._interfaces(self._find(call, request.server_id)))
+
+    async def GetInterface(self, request: pb.GetInterfaceRequest, call: Call) -> pb.GetInterfaceResponse:
+        server = self._find(call, request.server_id)
+        for interface in self._interfaces(server):
+            if interface.port_id == request.port_id:
+                return pb.GetInterfaceResponse(interface=interface)
+        raise NotFound("compute.interface", f"Instance {server.id} has no port {request.port_id[:80]}.")
+
+    def _interfaces(self, server: ServerRecord) -> list[pb.Interface]:
+        """A server's ports that have an address."""
+        found: dict[str, pb.Interface] = {}
+        for address in self._ports.addresses(server.id):
+            if address.type == "fixed":
+                interface = found.setdefault(address.port_id, pb.Interface(
+                    port_id=address.port_id, net_id=address.network_id, mac_addr=address.mac, port_state=address.port_state))
+                interface.fixed_ips.add(subnet_id=address.subnet_id, ip_address=address.ip)
+        return list(found.values())
+
+    async def ListVolumeAttachments(self, request: pb.ListVolumeAttachmentsRequest,
+                                    call: Call) -> pb.ListVolumeAttachmentsResponse:
+        self._find(call, request.server_id)
+        return pb.ListVolumeAttachmentsResponse()
+
 
 def _no_item() -> NotFound:
     return NotFound("compute.metadata.item", "Metadata item was not found")

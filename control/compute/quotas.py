@@ -118,6 +118,16 @@ class Quotas:
             tenant_id=project, start=start, stop=end))
 
 
+async def bootstrap(database: Database, project_id: str) -> None:
+    """Give the operators' own project no limit of instances, cores and RAM, unless it has a ledger already. Repeatable."""
+    def decide(tx: Transaction) -> None:
+        if tx.get(quota.LEDGER, model.QUOTA, project_id) is None:
+            limits_of = {name: quota.UNLIMITED for name in ("instances", "cores", "ram")}
+            tx.put(quota.LEDGER, QuotaLedger(service=model.QUOTA, project_id=project_id, limits=limits_of))
+
+    await database.transact(decide, serial=quota.serial(model.QUOTA, project_id))
+
+
 def _limits(ledger: QuotaLedger) -> dict[str, int]:
     return {name: quota.limit_of(ledger, DEFAULT_QUOTAS, name) for name in DEFAULT_QUOTAS}
 

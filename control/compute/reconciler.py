@@ -158,6 +158,8 @@ class Reconciler:
             current = tx.get(SERVER, server.id)
             if current is None or (current.host and tx.get(fleet.HOST, current.host) is not None):
                 return False
+            if current.host:
+                tx.guard_unchanged(fleet.HOST, current.host)     # gone, and not back meanwhile
             remove(tx, current, self._ports, self._placer)
             return True
 

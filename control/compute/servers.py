@@ -210,6 +210,8 @@ class Servers:
 
         def decide(tx: Transaction) -> None:
             server = find_server(tx, call.caller, request.server_id)
+            if request.reset.state == "active" and server.fault.from_host:
+                server.desired.generation += 1       # the host gave up on this one and tries a newer one
             server.ClearField("fault")
             if request.reset.state == "error":
                 server.fault.CopyFrom(ServerFault(code=500, message="An admin set this state.", created_at=clock.now()))
@@ -264,9 +266,9 @@ def update(server: ServerRecord, change: pb.ServerUpdate, mask: FieldMask) -> bo
         if change.HasField("description"):
             server.description = limits.text(change.description, "description")
     if "access_ip_v4" in paths:
-        server.access_ip_v4 = limits.text(change.access_ip_v4, "accessIPv4", 45)
+        server.access_ip_v4 = limits.address(change.access_ip_v4, 4)
     if "access_ip_v6" in paths:
-        server.access_ip_v6 = limits.text(change.access_ip_v6, "accessIPv6", 45)
+        server.access_ip_v6 = limits.address(change.access_ip_v6, 6)
     if "disk_config" in paths:
         server.disk_config = limits.disk_config(change.disk_config)
     return guest

@@ -10,13 +10,13 @@ from control.compute.neighbours import Console, Images, Ports
 from control.compute.observer import Observer
 from control.compute.parts import ServerParts
 from control.compute.projection import Projection
-from control.compute.quotas import Quotas
+from control.compute.quotas import Quotas, bootstrap
 from control.compute.reconciler import Reconciler
 from control.compute.servers import Servers
 from control.kernel.database import Database
 from protos.compute.v1 import actions_pb2, flavors_pb2, hosts_pb2, keypairs_pb2, quotas_pb2, server_parts_pb2, servers_pb2
 
-__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "servicers"]
+__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "bootstrap", "servicers"]
 
 KINDS = model.KINDS
 

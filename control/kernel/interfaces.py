@@ -25,3 +25,6 @@ class Address:
     mac: str
     type: str  # "fixed" or "floating"
     port_id: str
+    network_id: str = ""
+    subnet_id: str = ""        # "" for a floating one
+    port_state: str = ""       # "ACTIVE" or "DOWN"

@@ -103,7 +103,8 @@ class ServerPorts:
             }
             for fixed in port.fixed_ips:
                 version = ipaddress.ip_address(fixed.ip_address).version
-                found.append(Address(name, fixed.ip_address, version, port.mac_address, "fixed", port.id))
+                found.append(Address(name, fixed.ip_address, version, port.mac_address, "fixed", port.id,
+                                     port.network_id, fixed.subnet_id, port.status))
                 if fixed.ip_address in floating:
                     found.append(Address(name, floating[fixed.ip_address], 4, port.mac_address, "floating", port.id))
         return found

@@ -89,8 +89,9 @@ class FakePorts:
         return sorted(port.port_id for port in self._database.cache.by(PORT, "device", server_id))
 
     def addresses(self, server_id: str) -> list[Address]:
-        return [Address(network=port.hostname, ip=f"10.0.0.{int(port.mac[-2:], 16) + 2}", version=4, mac=port.mac, type="fixed",
-                        port_id=port.port_id) for port in self._database.cache.by(PORT, "device", server_id)]
+        return [Address(network=port.hostname, ip=f"10.0.0.{int(port.mac[-2:], 16) + 2}", version=4, mac=port.mac, type="fixed", port_id=port.port_id,
+                        network_id=port.hostname, subnet_id="sub-1", port_state="ACTIVE")
+                for port in self._database.cache.by(PORT, "device", server_id)]
 
     def security_groups(self, server_id: str) -> list[str]:
         return ["default"] if self.ids(server_id) else []
@@ -291,4 +292,4 @@ async def show(client: Client, server_id: str) -> dict:
 
 async def act(client: Client, server_id: str, **action) -> int:
     (name, body), = action.items()
-    return (await client("POST", f"/servers/{server_id}/action", json_body={name.replace("_", "-"): body})).status
+    return (await client("POST", f"/servers/{server_id}/action", json_body={name.replace("os_", "os-"): body})).status

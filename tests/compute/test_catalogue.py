@@ -2,6 +2,7 @@
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from control.compute.service import bootstrap
 from control.kernel import fleet
 from tests.compute.fakes import make, world
 
@@ -148,6 +149,39 @@ async def test_usage_sums_what_the_servers_of_a_project_had():
         assert (await demo("GET", "/os-simple-tenant-usage")).status == 403
         assert (await demo("GET", "/os-simple-tenant-usage/other-project")).status == 403
         assert (await admin("GET", "/os-simple-tenant-usage?start=2030-01-02T00:00:00&end=2030-01-01T00:00:00")).status == 400
+
+
+async def test_the_operators_own_project_has_no_limits_and_keeps_what_it_is_given():
+    async with world() as cloud:
+        admin = cloud.client("admin")
+        await bootstrap(cloud.database, "admin-project")
+        assert (await admin("GET", "/os-quota-sets/admin-project")).json["quota_set"]["ram"] == -1
+        await admin("PUT", "/os-quota-sets/admin-project", json_body={"quota_set": {"ram": 4096}})
+        await bootstrap(cloud.database, "admin-project")
+        assert (await admin("GET", "/os-quota-sets/admin-project")).json["quota_set"]["ram"] == 4096
+
+
+async def test_a_host_that_is_gone_for_good_is_forgotten_with_its_deleted_servers():
+    async with world() as cloud:
+        admin, demo = cloud.client("admin"), cloud.client()
+        server_id = await make(demo)
+        await cloud.settle()
+        service = (await admin("GET", "/os-services?binary=nova-compute")).json["services"][0]["id"]
+        assert (await admin("DELETE", f"/os-services/{service}")).status == 409
+
+        def down(tx):
+            host = tx.require(fleet.HOST, "node-1")
+            host.up = False
+            tx.put(fleet.HOST, host)
+
+        await cloud.database.transact(down)
+        assert (await admin("DELETE", f"/os-services/{service}")).status == 409
+        assert (await demo("DELETE", f"/servers/{server_id}")).status == 204
+        assert (await demo("GET", f"/servers/{server_id}")).json["server"]["OS-EXT-STS:task_state"] == "waiting-for-host"
+        assert (await admin("DELETE", f"/os-services/{service}")).status == 204
+        await cloud.reconcile()
+        assert (await demo("GET", f"/servers/{server_id}")).status == 404
+        cloud.check()
 
 
 async def test_hosts_are_zones_hypervisors_and_services():

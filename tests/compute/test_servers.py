@@ -156,6 +156,26 @@ async def test_a_final_fault_is_an_error_that_a_hard_reboot_repairs():
         assert mended["status"] == "ACTIVE" and "fault" not in mended
 
 
+async def test_an_admin_sets_and_clears_an_error():
+    async with world() as cloud:
+        demo, admin = cloud.client(), cloud.client("admin")
+        server_id = await make(demo)
+        cloud.agents["node-1"].trouble[server_id] = "no space left"
+        await cloud.settle()
+        assert await act(demo, server_id, os_resetState={"state": "active"}) == 403
+        generation = cloud.database.require(SERVER, server_id).desired.generation
+        cloud.agents["node-1"].trouble.clear()
+        assert await act(admin, server_id, os_resetState={"state": "active"}) == 202
+        assert cloud.database.require(SERVER, server_id).desired.generation > generation, "or its agent would not try again"
+        await cloud.settle()
+        assert (await show(demo, server_id))["status"] == "ACTIVE"
+        assert await act(admin, server_id, os_resetState={"state": "error"}) == 202
+        assert (await show(demo, server_id))["status"] == "ERROR"
+        assert await act(admin, server_id, os_resetState={"state": "odd"}) == 400
+        assert await act(admin, server_id, os_resetState={"state": "active"}) == 202
+        assert (await show(demo, server_id))["status"] == "ACTIVE"
+
+
 async def test_a_report_from_another_host_or_with_nothing_new_writes_nothing():
     async with world() as cloud:
         server_id = await make(cloud.client())
@@ -280,7 +300,7 @@ async def test_bad_requests_say_what_is_wrong_and_make_nothing():
             ({"hostname": "-x"}, "host name"), ({"security_groups": [{"name": "gone"}], "networks": "auto"}, "security_group"),
             ({"availability_zone": "mars"}, "mars"), ({"personality": []}, "personality"), ({"surprise": 1}, "surprise"),
             ({"block_device_mapping_v2": [{"source_type": "volume", "uuid": "v"}]}, "volumes"),
-            ({"OS-DCF:diskConfig": "SOME"}, "diskConfig"),
+            ({"OS-DCF:diskConfig": "SOME"}, "diskConfig"), ({"accessIPv4": "::1"}, "accessIPv4"),
         ]
         for change, text in cases:
             reply = await demo("POST", "/servers", json_body={"server": {**good, **change}})
@@ -367,6 +387,27 @@ async def test_metadata_tags_and_addresses_have_paths_of_their_own():
         assert addresses == {"net-1": [{"version": 4, "addr": "10.0.0.2"}]}
         assert (await demo("GET", f"{path}/ips/net-1")).json == addresses
         assert (await demo("GET", f"{path}/ips/net-9")).status == 404
+
+
+async def test_interfaces_are_shown_with_their_ports():
+    async with world() as cloud:
+        demo = cloud.client()
+        server_id = await make(demo, networks=[{"uuid": "net-1"}, {"uuid": "net-2"}])
+        rows = (await demo("GET", f"/servers/{server_id}/os-interface")).json["interfaceAttachments"]
+        assert [row["net_id"] for row in rows] == ["net-1", "net-2"]
+        assert rows[0] == {
+            "port_id": f"{server_id}:0", "net_id": "net-1", "mac_addr": "fa:16:3e:00:00:00", "port_state": "ACTIVE", "tag": None,
+            "fixed_ips": [{"subnet_id": "sub-1", "ip_address": "10.0.0.2"}]}
+        second = await demo("GET", f"/servers/{server_id}/os-interface/{rows[1]['port_id']}")
+        assert second.json == {"interfaceAttachment": rows[1]}
+        assert (await demo("GET", f"/servers/{server_id}/os-interface/other")).status == 404
+        assert (await demo("GET", f"/servers/{server_id}/os-volume_attachments")).json == {"volumeAttachments": []}
+
+
+async def test_numbers_may_come_as_text():
+    async with world() as cloud:
+        await make(cloud.client(), min_count="2", max_count="2")
+        assert len(cloud.database.cache.all(SERVER)) == 2
 
 
 async def test_the_console_comes_from_the_host_and_says_when_it_cannot():
