@@ -53,7 +53,7 @@ def checked_rule(wish: SecurityGroupRule) -> SecurityGroupRule:
             f"Security group rule for ethertype '{wish.ethertype[:40]}' not supported. Allowed values are IPv4 and IPv6.",
         )
     protocol = _protocol(wish.protocol)
-    number = PROTOCOLS.get(protocol, int(protocol) if protocol.isdecimal() else -1)
+    number = _number(protocol)
     if number == PROTOCOLS["ipv6-icmp"] and ethertype == "IPv4":
         raise Invalid("network.protocol", f"Invalid ethertype IPv4 for protocol {protocol}.")
     rule = new_rule("", wish.direction, ethertype, protocol=protocol, description=wish.description)
@@ -155,9 +155,14 @@ def meaning(rule: SecurityGroupRule) -> tuple:
     return (
         rule.direction,
         rule.ethertype,
-        PROTOCOLS.get(protocol, protocol),
+        _number(protocol),
         low,
         high,
         rule.normalized_cidr,
         rule.remote_group_id,
     )
+
+
+def _number(protocol: str) -> int:
+    """A protocol's number; -1 for any."""
+    return int(protocol) if protocol.isdecimal() else PROTOCOLS.get(protocol, -1)

@@ -1,4 +1,5 @@
 """A cloud of nothing but its network: the real gateway and service over the store's twin, called in process."""
+
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
@@ -106,6 +107,7 @@ class Cloud:
 
     async def host(self, name: str, up: bool = True) -> None:
         """Write a host's record."""
+
         def decide(tx: Transaction) -> None:
             record = tx.get(fleet.HOST, name) or HostRecord(name=name, id=f"id-{name}")
             record.up = up
@@ -115,6 +117,7 @@ class Cloud:
 
     async def boot(self, project: str, server_id: str, *wanted: Any, host: str = "", groups: tuple[str, ...] = ()) -> list[str]:
         """Make a server's ports as compute does, and bind them to a host."""
+
         def decide(tx: Transaction) -> list[str]:
             made = self.ports.create(tx, caller_of(project), server_id, server_id, wanted, groups)
             if host:
