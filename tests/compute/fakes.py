@@ -89,8 +89,8 @@ class FakePorts:
         return sorted(port.port_id for port in self._database.cache.by(PORT, "device", server_id))
 
     def addresses(self, server_id: str) -> list[Address]:
-        return [Address(network=port.hostname, ip=f"10.0.0.{int(port.mac[-2:], 16) + 2}", version=4, mac=port.mac, type="fixed", port_id=port.port_id,
-                        network_id=port.hostname, subnet_id="sub-1", port_state="ACTIVE")
+        return [Address(network=port.hostname, ip=f"10.0.0.{int(port.mac[-2:], 16) + 2}", version=4, mac=port.mac, type="fixed",
+                        port_id=port.port_id, network_id=port.hostname, subnet_id="sub-1", port_state="ACTIVE")
                 for port in self._database.cache.by(PORT, "device", server_id)]
 
     def security_groups(self, server_id: str) -> list[str]:
