@@ -88,6 +88,7 @@ class Replica:
         async with asyncio.TaskGroup() as group:
             group.create_task(compute.Reconciler(self.database, self.ports, self.placer, [fence]).controller().run())
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
+            group.create_task(identity.keep_rotating(self.database))
             group.create_task(Maintenance(self.store).run())
 
 

@@ -94,10 +94,18 @@ def _routes(config: Config) -> list[Problem]:
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         device, destination, mask = (line.split()[i] for i in (0, 1, 7))
         network = ipaddress.ip_network(f"{_address(destination)}/{_address(mask)}")
-        if network.prefixlen and network.overlaps(public):
+        if network.prefixlen and network.overlaps(public) and not _ours(device, config):
             problems.append(Problem(f"the public range {public} overlaps {network}, which this host reaches by {device}",
                                     "choose another with --public-cidr"))
     return problems
+
+
+def _ours(device: str, config: Config) -> bool:
+    """Whether a link is this cloud's own, left by a run that was cut short: the agent takes it up again."""
+    try:
+        return Path(f"/sys/class/net/{device}/ifalias").read_text().startswith(f"{config.name}/")
+    except OSError:
+        return False
 
 
 def _address(little_endian: str) -> ipaddress.IPv4Address:

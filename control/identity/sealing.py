@@ -3,6 +3,7 @@
 A token is sealed with the newest key whose time has come and opened with any: a new key reaches every replica before the
 first token that needs it, and an old one stays until the last token that was sealed with it has expired.
 """
+import asyncio
 import itertools
 import time
 import uuid
@@ -22,6 +23,9 @@ LIFETIME = timedelta(hours=1)
 
 #: From making a key to sealing with it. Too short: replicas that lag refuse good tokens; too long delays a rotation.
 LEAD = timedelta(seconds=60)
+
+#: Age of the newest key at which the leader makes another. Shorter keeps more keys, longer has more tokens hang on one.
+ROTATE_AFTER = timedelta(days=1)
 
 #: Characters of the longest token that is looked at.
 MAX_TOKEN = 1024
@@ -81,3 +85,12 @@ async def rotate(db: Database) -> None:
         transaction.put(TOKEN_KEY, made)
 
     await db.transact(decide)
+
+
+async def keep_rotating(db: Database) -> None:
+    """Rotate whenever the newest key has reached its age, until cancelled: a part of the leader's work."""
+    while True:
+        newest = max((key.active_at.ToDatetime() for key in db.cache.all(TOKEN_KEY)), default=None)
+        if newest and clock.now().ToDatetime() - newest > ROTATE_AFTER:
+            await rotate(db)
+        await asyncio.sleep(600)

@@ -12,7 +12,7 @@ from control.identity.model import DEFAULT_DOMAIN, KINDS, id_by_name
 from control.identity.passwords import Passwords
 from control.identity.projects import Projects
 from control.identity.roles import Roles
-from control.identity.sealing import Sealer, rotate
+from control.identity.sealing import Sealer, keep_rotating, rotate
 from control.identity.sessions import TokenAuthenticator
 from control.identity.tokens import Tokens
 from control.identity.users import Users
@@ -31,7 +31,7 @@ from protos.identity.v1 import (
     users_pb2,
 )
 
-__all__ = ["API", "KINDS", "Passwords", "TokenAuthenticator", "bootstrap", "project_id", "rotate", "servicers"]
+__all__ = ["API", "KINDS", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating", "project_id", "rotate", "servicers"]
 
 #: The file whose option says how REST sees the service.
 API = api_pb2.DESCRIPTOR

@@ -53,7 +53,6 @@ class Config:
     placement_policy: str = "spread"
     #: MiB of each host that servers do not get.
     reserved_ram_mib: int = 512
-    token_lifetime: int = 3600
     #: Bytes that one image may have.
     max_image_size: int = 64 * 2**30
     log_level: str = "INFO"
