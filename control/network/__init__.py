@@ -28,4 +28,5 @@ Keys:
   /network/uses/<thing>/<user>            UseRecord: ports of a network by MAC, ports and groups that name a group by id,
                                           floating IPs through a router's port by id
   /network/topologies/<project>           TopologyRecord
+  /network/foundations/<name>             FoundationRecord
 """

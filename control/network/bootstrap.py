@@ -6,10 +6,11 @@ from control.kernel.rpc import Caller
 from control.network import topology
 from control.network.addressing import Proposals
 from control.network.groups import ensure_default
-from control.network.model import NETWORK, SERVICE
+from control.network.model import FOUNDATION, SERVICE
 from control.network.networks import new_network
 from control.network.subnets import new_subnet
 from protos.network.v1.networks_pb2 import Network
+from protos.network.v1.records_pb2 import FoundationRecord
 from protos.network.v1.subnets_pb2 import Subnet
 
 PUBLIC_CIDR, PRIVATE_CIDR = "172.24.4.0/24", "10.0.0.0/24"
@@ -25,7 +26,7 @@ async def bootstrap(
 ) -> None:
     """Make the external network "public", and for the demo project the network "private" behind the router "router".
 
-    Each is made only where there is none yet: no external network at all; no network of the demo project's. Safe to repeat.
+    Each is made once in a cloud's life: what was taken away stays away. Safe to repeat.
     The public network belongs to the admin project; without one, to the admins alone. Raises Invalid for a bad CIDR.
     """
     proposals = Proposals()
@@ -37,15 +38,23 @@ async def bootstrap(
 
 
 def _public(tx: Transaction, proposals: Proposals, project_id: str, cidr: str) -> None:
-    if tx.rows(NETWORK, "public", "external"):
+    if not _begin(tx, "public"):
         return
     network = new_network(tx, proposals, Network(name="public", router_external=True, is_default=True), project_id)
     new_subnet(tx, proposals, network, Subnet(name="public-subnet", cidr=cidr, enable_dhcp=False), gateway_named=False)
 
 
 def _private(tx: Transaction, proposals: Proposals, project_id: str, cidr: str) -> None:
-    if tx.rows(NETWORK, "project", project_id):
+    if not _begin(tx, f"private {project_id}"):
         return
     ensure_default(tx, project_id)
     caller = Caller(user_id="", project_id=project_id)
     topology.build(tx, proposals, caller, project_id, topology.default_external(tx), "private", "router", cidr)
+
+
+def _begin(tx: Transaction, name: str) -> bool:
+    """Whether a part is still to be made; says in the transaction that it was."""
+    if tx.get(FOUNDATION, name) is not None:
+        return False
+    tx.put(FOUNDATION, FoundationRecord(name=name))
+    return True

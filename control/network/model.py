@@ -7,7 +7,14 @@ from control.kernel.errors import NotFound
 from protos.network.v1.floatingips_pb2 import FloatingIp
 from protos.network.v1.networks_pb2 import Network
 from protos.network.v1.ports_pb2 import Port
-from protos.network.v1.records_pb2 import AllocationRecord, DefaultGroupRecord, TopologyRecord, UseRecord, VniRecord
+from protos.network.v1.records_pb2 import (
+    AllocationRecord,
+    DefaultGroupRecord,
+    FoundationRecord,
+    TopologyRecord,
+    UseRecord,
+    VniRecord,
+)
 from protos.network.v1.routers_pb2 import Router
 from protos.network.v1.security_groups_pb2 import SecurityGroup
 from protos.network.v1.subnets_pb2 import Subnet
@@ -89,7 +96,9 @@ USE: Kind[UseRecord] = Kind(
 )
 TOPOLOGY: Kind[TopologyRecord] = Kind("/network/topologies/", TopologyRecord, id_of=lambda record: (record.project_id,))
 
-KINDS = (NETWORK, VNI, SUBNET, ALLOCATION, PORT, ROUTER, FLOATING_IP, GROUP, DEFAULT_GROUP, USE, TOPOLOGY)
+FOUNDATION: Kind[FoundationRecord] = Kind("/network/foundations/", FoundationRecord, id_of=lambda record: (record.name,))
+
+KINDS = (NETWORK, VNI, SUBNET, ALLOCATION, PORT, ROUTER, FLOATING_IP, GROUP, DEFAULT_GROUP, USE, TOPOLOGY, FOUNDATION)
 
 #: Service name of the quota ledgers, and what a project may have unless an operator says otherwise.
 SERVICE = "network"

@@ -19,6 +19,10 @@ from control.network.ports import usable_network
 from protos.network.v1.networks_pb2 import Network
 from protos.network.v1.ports_pb2 import FixedIp, Port
 
+#: Records of one server's ports at most, so that they fit into a commit beside the server's own and, on the way out, their
+#: floating IPs.
+MAX_WRITES = 72
+
 
 class ServerPorts:
     """control.compute.neighbours.Ports, by shape, over the cache and the caller's transactions."""
@@ -39,6 +43,10 @@ class ServerPorts:
         """Make or adopt a new server's ports; a request that names nothing is for the project's automatic network."""
         if len(security_groups) > MAX_GROUPS:
             raise Invalid("network.security_groups", f"A server has at most {MAX_GROUPS} security groups.")
+        if len(wanted) * (4 + len(security_groups)) > MAX_WRITES:
+            raise Invalid(
+                "network.interfaces", f"{len(wanted)} interfaces with {len(security_groups)} security groups each are too many."
+            )
         ids: list[str] = []
         for position, request in enumerate(wanted, start=1):
             if request.port_id:
@@ -103,8 +111,19 @@ class ServerPorts:
             }
             for fixed in port.fixed_ips:
                 version = ipaddress.ip_address(fixed.ip_address).version
-                found.append(Address(name, fixed.ip_address, version, port.mac_address, "fixed", port.id,
-                                     port.network_id, fixed.subnet_id, port.status))
+                found.append(
+                    Address(
+                        name,
+                        fixed.ip_address,
+                        version,
+                        port.mac_address,
+                        "fixed",
+                        port.id,
+                        port.network_id,
+                        fixed.subnet_id,
+                        port.status,
+                    )
+                )
                 if fixed.ip_address in floating:
                     found.append(Address(name, floating[fixed.ip_address], 4, port.mac_address, "floating", port.id))
         return found
