@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from agents.hypervisor.driver import MISSING, Domain, Fault, Hypervisor, Wish
+from agents.hypervisor.driver import MISSING, Domain, Fault, Hypervisor, Outage, Wish
 from agents.hypervisor.model import Seen, Step, Wanted, next_step, reported, wanted
 from agents.network.driver import HostNetworking
 from agents.wiring import Wiring
@@ -126,7 +126,7 @@ class Agent:
         try:
             await self._take(step, server, domain)
         except Fault as fault:
-            self._report_fault(key, step, server, await self._look(server.id), fault)
+            self._report_fault(key, step, server, await self._look_after(server.id, domain), fault)
             if fault.final:
                 log.warning("server %s: %s", server.id, fault)
                 return None
@@ -170,6 +170,13 @@ class Agent:
 
     async def _look(self, server_id: str) -> Domain:
         return (await self._hypervisor.observe([server_id])).get(server_id, MISSING)
+
+    async def _look_after(self, server_id: str, before: Domain) -> Domain:
+        """What is seen after a failure; what was seen before it, if the host cannot even say that."""
+        try:
+            return await self._look(server_id)
+        except Fault:
+            return before
 
     def _wish(self, server: pb.HostServer) -> Wish:
         """A server with its ports and networks. Raises Fault while one of its ports has not arrived."""
@@ -228,10 +235,10 @@ class Agent:
     async def _follow_events(self) -> None:
         async for server_id in self._hypervisor.events():
             if not server_id:
-                for key in filter(_is_server, self._objects):
+                for key in list(filter(_is_server, self._objects)):
                     self._servers.add(key)
-            elif (key := f"server/{server_id}") in self._objects:
-                self._servers.add(key)
+            elif (thing := self._objects.get(f"server/{server_id}")) and thing.server.power != pb.HostServer.ABSENT:
+                self._servers.add(thing.key)       # one that is to go is looked at until it has gone, events or not
 
     async def _look_around(self) -> None:
         """Look at everything now and then: servers that are not as wished, domains that nobody wishes, the network."""
@@ -266,7 +273,8 @@ class Agent:
             reboots=domain.reboots, step=step, fault=fault, fault_final=final)))
 
     def _report_fault(self, key: str, step: Step, server: pb.HostServer, domain: Domain, fault: Fault) -> None:
-        if step in (Step.START, Step.REBOOT) and (fault.final or self._servers.failures(key) + 1 >= TRIES):
+        tried_enough = self._servers.failures(key) + 1 >= TRIES and not isinstance(fault, Outage)
+        if step in (Step.START, Step.REBOOT) and (fault.final or tried_enough):
             self._given_up[key] = (server.generation, str(fault))
             fault.final = True
             self._report_server(server, domain, fault=str(fault), final=True)

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import libvirt
 
-from agents.hypervisor.driver import Fault
+from agents.hypervisor.driver import Outage
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,9 @@ THREADS = 4
 
 #: Seconds between two pings of libvirtd, and how many may go unanswered: then the connection counts as lost.
 PING_EVERY, PINGS_LOST = 5, 4
+
+#: What a server's owner is told; the operator finds more in the log.
+_OUTAGE = "The host's hypervisor (libvirtd) does not answer at the moment."
 
 _GONE = frozenset({libvirt.VIR_ERR_NO_DOMAIN})
 _loop_started = threading.Lock()
@@ -48,12 +51,13 @@ class Connection:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._connection: Any = None
+        self._complaint = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         #: Set when the connection was lost; whoever waits for events opens it again.
         self.lost = asyncio.Event()
 
     async def call(self, function: Callable[Concatenate[Any, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-        """function(connection, ...) in a thread. Raises Fault when libvirtd does not answer; else what the function raises.
+        """function(connection, ...) in a thread. Raises Outage when libvirtd does not answer; else what the function raises.
 
         Who is cancelled here still waits for the thread: nothing goes on behind the caller's back.
         """
@@ -73,7 +77,7 @@ class Connection:
             if connection.isAlive() == 1:
                 raise
             self._drop(connection)
-            raise Fault(f"libvirtd at {self.uri} went away: {error}") from error
+            raise Outage(_OUTAGE) from error
 
     def _open(self) -> Any:
         with self._opening:
@@ -83,11 +87,13 @@ class Connection:
             try:
                 connection = libvirt.open(self.uri)
             except libvirt.libvirtError as error:
-                raise Fault(f"libvirtd does not answer at {self.uri}: {error}") from error
+                self._complain(f"libvirtd does not answer at {self.uri}: {error}")
+                raise Outage(_OUTAGE) from error
             connection.setKeepAlive(PING_EVERY, PINGS_LOST)
             connection.registerCloseCallback(lambda conn, *_: self._drop(conn), None)
             connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
             self._connection = connection
+            self._complaint = ""
             self._in_loop(self.lost.clear)
             self._in_loop(self._on_event, "", -1, -1)
             return connection
@@ -95,8 +101,14 @@ class Connection:
     def _drop(self, connection: Any) -> None:
         if self._connection is connection:
             self._connection = None
-            log.warning("libvirtd at %s went away", self.uri)
+            self._complain(f"libvirtd at {self.uri} went away")
         self._in_loop(self.lost.set)
+
+    def _complain(self, what: str) -> None:
+        """Tell the operator, once."""
+        if what != self._complaint:
+            log.warning("%s", what)
+        self._complaint = what
 
     def _lifecycle(self, _: Any, domain: Any, event: int, detail: int, __: Any) -> None:
         self._in_loop(self._on_event, domain.UUIDString(), event, detail)

@@ -22,6 +22,10 @@ class Fault(Exception):
         self.final = final
 
 
+class Outage(Fault):
+    """The hypervisor itself does not answer: it concerns every server of the host, and is never final for one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     """What the host has for one server."""
