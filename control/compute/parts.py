@@ -156,6 +156,12 @@ class ServerParts:
                 interface.fixed_ips.add(subnet_id=address.subnet_id, ip_address=address.ip)
         return list(found.values())
 
+    async def ListServerSecurityGroups(self, request: pb.ListServerSecurityGroupsRequest,
+                                       call: Call) -> pb.ListServerSecurityGroupsResponse:
+        names = self._ports.security_groups(self._find(call, request.server_id).id)
+        return pb.ListServerSecurityGroupsResponse(
+            security_groups=[pb.ListServerSecurityGroupsResponse.Group(name=name) for name in names])
+
     async def ListVolumeAttachments(self, request: pb.ListVolumeAttachmentsRequest,
                                     call: Call) -> pb.ListVolumeAttachmentsResponse:
         self._find(call, request.server_id)

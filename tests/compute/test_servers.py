@@ -401,6 +401,7 @@ async def test_interfaces_are_shown_with_their_ports():
         second = await demo("GET", f"/servers/{server_id}/os-interface/{rows[1]['port_id']}")
         assert second.json == {"interfaceAttachment": rows[1]}
         assert (await demo("GET", f"/servers/{server_id}/os-interface/other")).status == 404
+        assert (await demo("GET", f"/servers/{server_id}/os-security-groups")).json == {"security_groups": [{"name": "default"}]}
         assert (await demo("GET", f"/servers/{server_id}/os-volume_attachments")).json == {"volumeAttachments": []}
 
 
