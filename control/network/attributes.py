@@ -48,6 +48,13 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def body(request: Any, noun: str) -> Any:
+    """The resource that a request carries. Raises Invalid where it carries none."""
+    if not request.HasField(noun):
+        raise Invalid(f"network.{noun}", f"The request body must have the key {noun!r}.")
+    return getattr(request, noun)
+
+
 def given(resource: Message, mask: FieldMask, *, settable: Iterable[str], verb: str) -> set[str]:
     """The names of the fields that a request sets, null ones included.
 

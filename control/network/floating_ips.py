@@ -10,7 +10,7 @@ from control.kernel.errors import Denied, Invalid
 from control.kernel.rpc import Call, Caller
 from control.network.access import floating_of, network_of, owner_of, owns, port_of
 from control.network.addressing import Proposals
-from control.network.attributes import check_texts, given, stamp, tags
+from control.network.attributes import body, check_texts, given, stamp, tags
 from control.network.floating import lead, release
 from control.network.model import FLOATING, FLOATING_IP, PORT, QUOTA, SERVICE, absent
 from control.network.pages import listed
@@ -39,7 +39,7 @@ class FloatingIps:
         self._proposals = proposals
 
     async def CreateFloatingIp(self, request: pb.CreateFloatingIpRequest, call: Call) -> pb.CreateFloatingIpResponse:
-        wish = request.floatingip
+        wish = body(request, "floatingip")
         given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         check_texts(wish, "description", "dns_domain")
         check_texts(wish, "dns_name", limit=63)
@@ -78,7 +78,7 @@ class FloatingIps:
         return pb.ListFloatingIpsResponse(floatingips=page, next_page_marker=marker)
 
     async def UpdateFloatingIp(self, request: pb.UpdateFloatingIpRequest, call: Call) -> pb.UpdateFloatingIpResponse:
-        wish = request.floatingip
+        wish = body(request, "floatingip")
         names = given(wish, request.update_mask, settable=_CHANGEABLE, verb="PUT")
         check_texts(wish, "description")
 

@@ -14,7 +14,7 @@ from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Exhausted, Invalid
 from control.kernel.rpc import Call, Caller
 from control.network.access import group_of, owner_of, owns
-from control.network.attributes import check_texts, given, in_use, stamp
+from control.network.attributes import body, check_texts, given, in_use, stamp
 from control.network.model import DEFAULT_GROUP, GROUP, MAX_REMOTES, MAX_RULES, PORT, QUOTA, SERVICE, USE, absent
 from control.network.pages import listed
 from control.network.rules import checked_rule, meaning, new_rule
@@ -30,7 +30,7 @@ class SecurityGroups:
         self._database = database
 
     async def CreateSecurityGroup(self, request: pb.CreateSecurityGroupRequest, call: Call) -> pb.CreateSecurityGroupResponse:
-        wish = request.security_group
+        wish = body(request, "security_group")
         given(wish, request.update_mask, settable=("name", "description", "project_id", "tenant_id"), verb="POST")
         check_texts(wish, "name", "description")
         project_id = owner_of(call.caller, wish)
@@ -55,7 +55,7 @@ class SecurityGroups:
         return pb.ListSecurityGroupsResponse(security_groups=groups, next_page_marker=marker)
 
     async def UpdateSecurityGroup(self, request: pb.UpdateSecurityGroupRequest, call: Call) -> pb.UpdateSecurityGroupResponse:
-        wish = request.security_group
+        wish = body(request, "security_group")
         names = given(wish, request.update_mask, settable=("name", "description"), verb="PUT")
         check_texts(wish, "name", "description")
 
@@ -92,7 +92,7 @@ class SecurityGroupRules:
     async def CreateSecurityGroupRule(
         self, request: pb.CreateSecurityGroupRuleRequest, call: Call
     ) -> pb.CreateSecurityGroupRuleResponse:
-        wish = request.security_group_rule
+        wish = body(request, "security_group_rule")
         given(
             wish,
             request.update_mask,

@@ -10,7 +10,7 @@ from control.kernel.errors import Conflict, Invalid
 from control.kernel.rpc import Call, Caller
 from control.network.access import network_of, owner_of, require_owner
 from control.network.addressing import MAX_VNI, Proposals
-from control.network.attributes import admin_only, check_count, check_texts, given, in_use, stamp, tags
+from control.network.attributes import admin_only, body, check_count, check_texts, given, in_use, stamp, tags
 from control.network.groups import ensure_default
 from control.network.model import NETWORK, PORT, QUOTA, ROUTER, SERVICE, SUBNET, USE, VNI
 from control.network.pages import listed
@@ -50,7 +50,7 @@ class Networks:
         self._proposals = proposals
 
     async def CreateNetwork(self, request: pb.CreateNetworkRequest, call: Call) -> pb.CreateNetworkResponse:
-        wish = request.network
+        wish = body(request, "network")
         names = given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         admin_only(call.caller, _ADMINS, (name for name in names if getattr(wish, name)), "network")
         _check(wish)
@@ -71,7 +71,7 @@ class Networks:
         return pb.ListNetworksResponse(networks=networks, next_page_marker=marker)
 
     async def UpdateNetwork(self, request: pb.UpdateNetworkRequest, call: Call) -> pb.UpdateNetworkResponse:
-        wish = request.network
+        wish = body(request, "network")
         names = given(wish, request.update_mask, settable=_CHANGEABLE, verb="PUT")
         admin_only(call.caller, _ADMINS, names, "network")
         _check(wish)

@@ -10,7 +10,7 @@ from control.kernel.errors import Conflict, Denied, Invalid
 from control.kernel.rpc import Call, Caller
 from control.network.access import group_of, network_of, owner_of, owns, port_of
 from control.network.addressing import Proposals
-from control.network.attributes import admin_only, check_count, check_texts, given, hostname, mac, prefix, stamp, tags
+from control.network.attributes import admin_only, body, check_count, check_texts, given, hostname, mac, prefix, stamp, tags
 from control.network.groups import ensure_default
 from control.network.model import (
     DHCP,
@@ -56,7 +56,7 @@ class Ports:
         self._proposals = proposals
 
     async def CreatePort(self, request: pb.CreatePortRequest, call: Call) -> pb.CreatePortResponse:
-        wish = request.port
+        wish = body(request, "port")
         names = given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         admin_only(call.caller, ("binding_profile",), names, "port")
         _check(call.caller, wish)
@@ -108,7 +108,7 @@ class Ports:
         return pb.ListPortsResponse(ports=ports, next_page_marker=marker)
 
     async def UpdatePort(self, request: pb.UpdatePortRequest, call: Call) -> pb.UpdatePortResponse:
-        wish = request.port
+        wish = body(request, "port")
         names = given(wish, request.update_mask, settable=_CHANGEABLE, verb="PUT")
         admin_only(call.caller, ("binding_profile",), names, "port")
         _check(call.caller, wish)

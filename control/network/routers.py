@@ -11,7 +11,7 @@ from control.kernel.errors import Conflict, Denied, Invalid
 from control.kernel.rpc import Call, Caller
 from control.network.access import network_of, owner_of, port_of, router_of, subnet_of
 from control.network.addressing import Proposals
-from control.network.attributes import address, check_count, check_texts, given, in_use, prefix, stamp, tags
+from control.network.attributes import address, body, check_count, check_texts, given, in_use, prefix, stamp, tags
 from control.network.model import GATEWAY, INTERFACE, MAX_ROUTES, PORT, QUOTA, ROUTER, SERVICE, SUBNET, USE, absent
 from control.network.pages import listed
 from control.network.plugging import address_port, plug, unplug
@@ -30,7 +30,7 @@ class Routers:
         self._proposals = proposals
 
     async def CreateRouter(self, request: pb.CreateRouterRequest, call: Call) -> pb.CreateRouterResponse:
-        wish = request.router
+        wish = body(request, "router")
         given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         check_texts(wish, "name", "description")
         check_count("availability_zone_hints", wish.availability_zone_hints, 10)
@@ -57,7 +57,7 @@ class Routers:
         return pb.ListRoutersResponse(routers=routers, next_page_marker=marker)
 
     async def UpdateRouter(self, request: pb.UpdateRouterRequest, call: Call) -> pb.UpdateRouterResponse:
-        wish = request.router
+        wish = body(request, "router")
         names = given(wish, request.update_mask, settable=_CHANGEABLE, verb="PUT")
         check_texts(wish, "name", "description")
 

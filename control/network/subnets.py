@@ -11,7 +11,19 @@ from control.kernel.rpc import Call, Caller
 from control.kernel.store import Guard
 from control.network.access import network_of, owner_of, require_owner, subnet_of
 from control.network.addressing import Proposals, check_cidr, checked_pools, default_pools
-from control.network.attributes import Address, Prefix, address, check_count, check_texts, given, in_use, prefix, stamp, tags
+from control.network.attributes import (
+    Address,
+    Prefix,
+    address,
+    body,
+    check_count,
+    check_texts,
+    given,
+    in_use,
+    prefix,
+    stamp,
+    tags,
+)
 from control.network.model import (
     ALLOCATION,
     MAX_HOST_ROUTES,
@@ -40,7 +52,7 @@ class Subnets:
         self._proposals = proposals
 
     async def CreateSubnet(self, request: pb.CreateSubnetRequest, call: Call) -> pb.CreateSubnetResponse:
-        wish = request.subnet
+        wish = body(request, "subnet")
         names = given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         _check(wish)
         owner_of(call.caller, wish)
@@ -69,7 +81,7 @@ class Subnets:
         return pb.ListSubnetsResponse(subnets=subnets, next_page_marker=marker)
 
     async def UpdateSubnet(self, request: pb.UpdateSubnetRequest, call: Call) -> pb.UpdateSubnetResponse:
-        wish = request.subnet
+        wish = body(request, "subnet")
         names = given(wish, request.update_mask, settable=_CHANGEABLE, verb="PUT")
         _check(wish)
 

@@ -312,3 +312,12 @@ async def test_the_automatic_topology_is_made_once_and_goes_when_unused(cloud: C
     assert (await cloud.one("DELETE", "/auto-allocated-topology/one")).status == 204
     assert made["id"] not in await cloud.one.ids("/networks")
     assert await cloud.one.ids("/routers") == set()
+
+
+async def test_a_request_without_its_resource_is_refused(cloud: Cloud) -> None:
+    network, subnet = await cloud.one.network()
+    for path in ("networks", "subnets", "ports", "routers", "floatingips", "security-groups", "security-group-rules"):
+        reply = await cloud.one("POST", f"/{path}", {})
+        assert reply.status == 400 and "must have the key" in reply.json["NeutronError"]["message"], reply.body
+    assert (await cloud.one("PUT", f"/networks/{network}", {})).status == 400
+    assert (await cloud.one("PUT", f"/subnets/{subnet}", {})).status == 400
