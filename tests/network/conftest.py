@@ -12,7 +12,7 @@ from control.kernel import fleet, quota
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Unauthenticated
 from control.kernel.rpc import Caller, Dispatcher
-from control.kernel.store import MemoryStore
+from control.kernel.store import MemoryStore, Store
 from control.network import service
 from protos.internal.v1.fleet_pb2 import HostRecord
 from tests.api.client import Client, Reply
@@ -136,9 +136,9 @@ class Cloud:
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[Cloud]:
+async def running(store: Store | None = None) -> AsyncIterator[Cloud]:
     """A cloud with a public network and one host that is up."""
-    database = Database(MemoryStore(), (*service.KINDS, *quota.KINDS, *fleet.KINDS))
+    database = Database(store or MemoryStore(), (*service.KINDS, *quota.KINDS, *fleet.KINDS))
     following = asyncio.create_task(database.cache.run())
     try:
         await database.cache.ready.wait()
@@ -155,4 +155,11 @@ async def running() -> AsyncIterator[Cloud]:
 @pytest.fixture
 async def cloud() -> AsyncIterator[Cloud]:
     async with running() as made:
+        yield made
+
+
+@pytest.fixture
+async def any_cloud(store: Store) -> AsyncIterator[Cloud]:
+    """A cloud over the store's twin, and one over the real store: for what depends on what a commit compares."""
+    async with running(store) as made:
         yield made
