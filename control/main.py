@@ -78,8 +78,10 @@ class Replica:
         await identity.bootstrap(
             self.database, admin_password=_secret(config, "admin"), demo_password=_secret(config, "demo"), public_url=config.url,
             region=config.region, endpoints=[(api.type, api.name, api.mount + api.endpoint) for api in self.gateway.routes.apis])
+        admin_project_id = identity.project_id(self.database, "admin")
+        await compute.bootstrap(self.database, admin_project_id)
         await network.bootstrap(
-            self.database, admin_project_id=identity.project_id(self.database, "admin"),
+            self.database, admin_project_id=admin_project_id,
             demo_project_id=identity.project_id(self.database, "demo"),
             public_cidr=config.public_cidr, private_cidr=config.private_cidr)
 

@@ -6,7 +6,6 @@ nothing that is right. `down` leaves only the state directory, `down --purge` no
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from control.cli import credentials, preflight, processes, seed
+from control.cli.steps import Steps, console
 from control.kernel import config as settings
-
-console = Console(stderr=True, highlight=False)
 
 
 @click.command()
@@ -118,42 +116,6 @@ def env(state_dir: Path | None, demo: bool) -> None:
     if not clouds.exists():
         raise click.ClickException(f"there is no cloud in {config.state_dir}: run `brume up` first")
     click.echo(f"export OS_CLIENT_CONFIG_FILE='{clouds}'\nexport OS_CLOUD={'brume-demo' if demo else 'brume'}")
-
-
-class Steps:
-    """Times named steps and shows each as it runs; `seconds` has what each took."""
-
-    def __init__(self, *, quiet: bool = False):
-        self.seconds: dict[str, float] = {}
-        self._quiet = quiet
-
-    def __call__(self, name: str) -> "_Step":
-        return _Step(self, name)
-
-    def done(self, name: str, seconds: float, failed: bool) -> None:
-        self.seconds[name] = round(seconds, 2)
-        if not self._quiet:
-            console.print(f"{'[red]failed[/]' if failed else '[green]ok[/]':<8} {name} [dim]({seconds:.1f} s)[/]")
-
-    @property
-    def quiet(self) -> bool:
-        return self._quiet
-
-
-class _Step:
-    def __init__(self, steps: Steps, name: str):
-        self._steps, self._name = steps, name
-        self._status = console.status(name) if not steps.quiet and console.is_terminal else None
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-        if self._status:
-            self._status.start()
-
-    def __exit__(self, kind: Any, *rest: object) -> None:
-        if self._status:
-            self._status.stop()
-        self._steps.done(self._name, time.monotonic() - self._started, kind is not None)
 
 
 def _print_summary(config: settings.Config, steps: Steps) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from control.cli import credentials
-from control.cli.cloud import Steps, console
 from control.cli.session import RestError, Session
+from control.cli.steps import Steps, console
 from control.kernel import config as settings
 from control.kernel.config import Config, write_private
 

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from control.cli import credentials
-from control.cli.cloud import Steps, console
 from control.cli.session import RestError, Session
+from control.cli.steps import Steps, console
 from control.image import catalogue, download
 from control.image.guest.build import BuildError, Guest, build
 from control.kernel import config as settings

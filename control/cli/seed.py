@@ -1,28 +1,23 @@
-"""What a new cloud has, so that it can be used at once: a few flavors, the small guest's image, an admin without limits.
+"""What a new cloud has, so that it can be used at once: a few flavors and the small guest's image.
 
 Each is made once, when the cloud first comes up; what an operator deletes afterwards stays deleted.
 """
-from typing import TYPE_CHECKING
-
 from control.cli.session import RestError, Session
+from control.cli.steps import Steps
 from control.kernel.config import Config
-
-if TYPE_CHECKING:
-    from control.cli.cloud import Steps
 
 #: id, name, vCPUs, MiB of RAM, GiB of disk.
 FLAVORS = (("1", "m1.tiny", 1, 192, 1), ("2", "m1.small", 1, 1024, 10), ("3", "m1.medium", 2, 2048, 20),
            ("4", "m1.large", 4, 4096, 40))
 
 
-def ensure(config: Config, admin: Session, steps: "Steps") -> None:
+def ensure(config: Config, admin: Session, steps: Steps) -> None:
     """Make the flavors and the image unless that was done before."""
     marker = config.path("seeded")
     done = set(marker.read_text().split()) if marker.exists() else set()
     if "flavors" not in done:
         with steps("make the first flavors"):
             _flavors(admin)
-            _lift_limits(admin)
         marker.write_text("flavors\n")
     if "image" not in done:
         from control.cli.images import build_and_upload
@@ -38,10 +33,3 @@ def _flavors(admin: Session) -> None:
         except RestError as error:
             if error.status != 409:
                 raise
-
-
-def _lift_limits(admin: Session) -> None:
-    """The admin's own project is not held by Nova's default quotas: what it cannot have, placement says, and why."""
-    project = admin.request("GET", "identity", "/projects?name=admin&domain_id=default")["projects"][0]
-    admin.request("PUT", "compute", f"/os-quota-sets/{project['id']}", {"quota_set": {
-        "instances": -1, "cores": -1, "ram": -1}})

@@ -1,7 +1,9 @@
 """The whole way, as users go it: unmodified clients, a real virtual machine, and nothing left at the end."""
 import hashlib
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,27 @@ def test_a_server_from_nothing_to_ssh_and_back(cloud: Cloud, guest: Path, tmp_pa
     openstack("security", "group", "delete", "tour-sg")
     openstack("user", "delete", "tour-u")
     openstack("project", "delete", "tour-p")
+
+
+def test_the_readmes_lines_make_a_server_over_grpc(cloud: Cloud) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    program = readme.split("```python\n")[1].split("```")[0].replace("127.0.0.1:5001", f"127.0.0.1:{cloud.config.grpc_port}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd="/", env={
+        **os.environ, "PASSWORD": (cloud.state_dir / "demo.password").read_text().strip()})
+    assert done.returncode == 0, done.stderr
+    demo, server_id = cloud.session("demo"), done.stdout.strip()
+    until(lambda: demo.request("GET", "compute", f"/servers/{server_id}")["server"]["status"] == "ACTIVE", "ACTIVE", 60)
+    demo.request("DELETE", "compute", f"/servers/{server_id}")
+
+
+def test_grpc_has_reflection_and_health(cloud: Cloud) -> None:
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+    with grpc.insecure_channel(f"127.0.0.1:{cloud.config.grpc_port}") as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="compute.v1.Servers"))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert {"compute.v1.Servers", "identity.v1.Tokens"} <= set(ProtoReflectionDescriptorDatabase(channel).get_services())
 
 
 def test_no_valid_host_says_which_constraint_it_was(cloud: Cloud) -> None:
