@@ -19,7 +19,8 @@ from control.gateway.apis import Family
 from control.gateway.app import Gateway
 from control.gateway.codec import Codec
 from control.gateway.context import Context
-from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.caller import Caller
+from control.kernel.rpc import Dispatcher
 from protos.compute.v1 import flavors_pb2, servers_pb2
 
 ROWS = 100

@@ -17,8 +17,9 @@ from control.gateway.app import Gateway
 from control.gateway.server import listen, serve
 from control.image import service
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database
-from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore
 
 PIECE = bytes(range(256)) * 1024          # 256 KiB

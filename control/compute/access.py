@@ -1,9 +1,9 @@
 """Who may see a server, and whose quota counts: what is not the caller's project's is not there for them."""
 from control.compute import model
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Denied, NotFound
-from control.kernel.rpc import Caller
 from protos.compute.v1.records_pb2 import ServerRecord
 
 

@@ -9,9 +9,10 @@ from google.protobuf.struct_pb2 import Value
 from control.compute import limits
 from control.compute.model import FLAVOR, FLAVOR_NAME
 from control.kernel import clock, listing
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid, NotFound
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from protos.compute.v1 import flavors_pb2 as pb
 from protos.compute.v1.records_pb2 import FlavorName, FlavorRecord
 

@@ -8,9 +8,10 @@ from control.compute import model
 from control.compute.access import find_server
 from control.compute.model import ACTION
 from control.kernel import listing
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import NotFound
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from protos.compute.v1 import actions_pb2 as pb
 from protos.compute.v1.records_pb2 import ActionRecord, ServerRecord
 

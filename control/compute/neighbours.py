@@ -6,10 +6,10 @@ one commit.
 from collections.abc import Sequence
 from typing import Protocol
 
+from control.kernel.caller import Caller
 from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
 from control.kernel.interfaces import Address, PortRequest
-from control.kernel.rpc import Caller
 from protos.image.v1.images_pb2 import Image
 
 __all__ = ["Address", "Console", "Images", "Placed", "Placer", "PortRequest", "Ports", "Refused", "Wanted"]

@@ -13,9 +13,9 @@ from google.protobuf.struct_pb2 import Struct, Value
 from control.compute import limits, model
 from control.compute.neighbours import Images, PortRequest, Ports
 from control.kernel import fleet
+from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import Denied, Invalid
-from control.kernel.rpc import Caller
 from protos.compute.v1.records_pb2 import FlavorRecord, ServerRecord
 from protos.compute.v1.servers_pb2 import CreateServerRequest, NewServer
 from protos.image.v1.images_pb2 import Image

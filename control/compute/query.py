@@ -13,9 +13,9 @@ from control.compute.model import SERVER, State
 from control.compute.neighbours import Ports
 from control.compute.view import Views
 from control.kernel import listing
+from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import Denied, Invalid
-from control.kernel.rpc import Caller
 from protos.compute.v1.records_pb2 import ServerRecord
 from protos.compute.v1.servers_pb2 import ListServersRequest
 

@@ -18,9 +18,10 @@ from control.compute.neighbours import Console, Images, Ports
 from control.compute.new_server import Draft, draft
 from control.compute.view import Views
 from control.kernel import clock, quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Denied, Error, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS
 from protos.compute.v1 import servers_pb2 as pb
 from protos.compute.v1.records_pb2 import ServerFault, ServerRecord

@@ -1,8 +1,9 @@
 """Who may read what of identity, beyond the policy that each rpc has."""
 from collections.abc import Iterable
 
+from control.kernel.caller import Caller
 from control.kernel.errors import Denied
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from protos.brume.v1.options_pb2 import QueryParameter
 
 

@@ -13,9 +13,9 @@ from control.identity.holdings import SYSTEM, ancestors, expand, roles_on
 from control.identity.model import CREDENTIAL, KINDS, PROJECT, REVOCATION, USER
 from control.identity.sealing import Sealer
 from control.kernel.cache import Change
+from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import Unauthenticated
-from control.kernel.rpc import Caller
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
 from protos.identity.v1.projects_pb2 import Project
 from protos.identity.v1.records_pb2 import ProjectRecord, TokenPayload

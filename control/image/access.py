@@ -5,9 +5,9 @@ and admins change it. What a caller may not see is not there for it.
 """
 from control.image.formats import WRAPPED
 from control.image.model import IMAGE, MEMBER
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Denied, Invalid, NotFound
-from control.kernel.rpc import Caller
 from protos.image.v1.images_pb2 import Image
 from protos.image.v1.members_pb2 import Member
 from protos.image.v1.records_pb2 import ImageRecord

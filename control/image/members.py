@@ -4,9 +4,10 @@ from google.protobuf.empty_pb2 import Empty
 from control.image import access, model
 from control.image.model import IMAGE, MEMBER
 from control.kernel import clock
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Denied, Invalid, NotFound
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from protos.image.v1 import members_pb2 as pb
 from protos.image.v1.images_pb2 import Image
 from protos.image.v1.members_pb2 import Member

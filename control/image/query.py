@@ -8,10 +8,10 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.image import access
+from control.kernel.caller import Caller
 from control.kernel.errors import Invalid
 from control.kernel.listing import CONTROLS
 from control.kernel.naming import enum_spelling, field_name, text_of
-from control.kernel.rpc import Caller
 from protos.image.v1.images_pb2 import Image
 from protos.image.v1.members_pb2 import Member
 from protos.image.v1.records_pb2 import ImageRecord

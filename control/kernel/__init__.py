@@ -10,6 +10,8 @@ database     transact(): read from the cache, decide, commit once, retry when th
 election     leadership by lease, and the fence that leaders commit with
 reconcile    from changes to calls of reconcile(key), with back-off and resync
 rpc          from a servicer to something that can be called: caller, policy, deadline, errors, one log line
+caller       who calls, as their token says
+interfaces   what is said about a server's network interfaces between compute and network
 listing      filters, sorting and pages that every list call shares
 quota        ledgers charged in the commit that uses them
 

@@ -6,9 +6,9 @@ What a caller may not see does not exist for it.
 
 from typing import Any
 
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Denied, Invalid
-from control.kernel.rpc import Caller
 from control.network.model import FLOATING_IP, GROUP, NETWORK, PORT, ROUTER, SUBNET, absent
 from protos.network.v1.floatingips_pb2 import FloatingIp
 from protos.network.v1.networks_pb2 import Network

@@ -13,9 +13,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from control.kernel import clock
+from control.kernel.caller import Caller
 from control.kernel.errors import Conflict, Denied, Invalid
 from control.kernel.naming import field_name
-from control.kernel.rpc import Caller
 from control.network.model import MAX_TAGS
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -1,8 +1,8 @@
 """What a new cloud's network begins with: a public network, and the demo project's own behind a router."""
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
-from control.kernel.rpc import Caller
 from control.network import topology
 from control.network.addressing import Proposals
 from control.network.groups import ensure_default

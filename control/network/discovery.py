@@ -7,9 +7,10 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Value
 
 from control.kernel import fleet, quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.listing import select
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network import topology
 from control.network.addressing import Proposals
 from control.network.model import ALLOCATION, NETWORK, SERVICE, SUBNET, TOPOLOGY, absent

@@ -5,9 +5,10 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Denied, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network.access import floating_of, network_of, owner_of, owns, port_of
 from control.network.addressing import Proposals
 from control.network.attributes import body, check_texts, given, stamp, tags

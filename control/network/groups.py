@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Exhausted, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network.access import group_of, owner_of, owns
 from control.network.attributes import body, check_texts, given, in_use, stamp
 from control.network.model import DEFAULT_GROUP, GROUP, MAX_REMOTES, MAX_RULES, PORT, QUOTA, SERVICE, USE, absent

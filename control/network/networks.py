@@ -5,9 +5,10 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network.access import network_of, owner_of, require_owner
 from control.network.addressing import MAX_VNI, Proposals
 from control.network.attributes import admin_only, body, check_count, check_texts, given, in_use, stamp, tags

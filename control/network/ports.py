@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Denied, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network.access import group_of, network_of, owner_of, owns, port_of
 from control.network.addressing import Proposals
 from control.network.attributes import admin_only, body, check_count, check_texts, given, hostname, mac, prefix, stamp, tags

@@ -3,10 +3,11 @@
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid
 from control.kernel.listing import page
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network.attributes import given
 from control.network.model import QUOTA, SERVICE, absent
 from protos.internal.v1.quota_pb2 import QuotaLedger

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import fleet, quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Denied, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.network.access import network_of, owner_of, port_of, router_of, subnet_of
 from control.network.addressing import Proposals
 from control.network.attributes import address, body, check_count, check_texts, given, in_use, prefix, stamp, tags

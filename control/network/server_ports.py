@@ -3,10 +3,10 @@
 import ipaddress
 from collections.abc import Sequence
 
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid, NotFound
 from control.kernel.interfaces import Address, PortRequest
-from control.kernel.rpc import Caller
 from control.network import topology
 from control.network.access import owns, port_of
 from control.network.addressing import Proposals

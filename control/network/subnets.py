@@ -5,9 +5,10 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Exhausted, Invalid
-from control.kernel.rpc import Call, Caller
+from control.kernel.rpc import Call
 from control.kernel.store import Guard
 from control.network.access import network_of, owner_of, require_owner, subnet_of
 from control.network.addressing import Proposals, check_cidr, checked_pools, default_pools

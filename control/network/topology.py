@@ -1,8 +1,8 @@
 """The network, subnet and router that a project gets when it asks for any ("auto"), made on the default external network."""
 
+from control.kernel.caller import Caller
 from control.kernel.database import Transaction
 from control.kernel.errors import Conflict
-from control.kernel.rpc import Caller
 from control.network.addressing import Proposals
 from control.network.attributes import in_use
 from control.network.model import NETWORK, ROUTER, TOPOLOGY, USE

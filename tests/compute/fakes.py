@@ -17,10 +17,11 @@ from control.compute.reconciler import Reconciler
 from control.gateway.app import Gateway
 from control.kernel import fleet, quota
 from control.kernel.cache import Kind
+from control.kernel.caller import Caller
 from control.kernel.clock import now
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
-from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore, Store
 from control.placement.placer import FleetPlacer
 from protos.image.v1.images_pb2 import Image

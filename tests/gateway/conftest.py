@@ -9,8 +9,9 @@ import pytest
 from grpc_tools import protoc
 
 from control.gateway.app import Gateway
+from control.kernel.caller import Caller
 from control.kernel.errors import Unauthenticated
-from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.rpc import Dispatcher
 from tests.api.client import Client
 
 HERE = Path(__file__).parent

@@ -13,9 +13,10 @@ from control.gateway.app import Gateway
 from control.gateway.server import listen, serve
 from control.image import service
 from control.kernel import quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import Unauthenticated
-from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore
 
 PATCH = "application/openstack-images-v2.1-json-patch"

@@ -329,8 +329,8 @@ def test_staged_data_becomes_the_images_by_an_import(cloud):
 
 
 def test_others_boot_active_images_that_they_see_and_hosts_read_them_by_hash(cloud):
+    from control.kernel.caller import Caller
     from control.kernel.errors import Invalid, NotFound
-    from control.kernel.rpc import Caller
     one, two = (Caller(user_id="u", project_id=project, roles=frozenset({"member"})) for project in ("one", "two"))
     image = cloud.one.create()
     with pytest.raises(Invalid, match="queued"):

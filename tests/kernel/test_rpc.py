@@ -9,7 +9,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.wrappers_pb2 import StringValue
 
 from control.kernel import errors
-from control.kernel.rpc import POLICIES, Call, Caller, Dispatcher, add_to_grpc
+from control.kernel.caller import Caller
+from control.kernel.rpc import POLICIES, Call, Dispatcher, add_to_grpc
 from protos.brume.v1 import options_pb2
 
 METHODS = {"Open": "public", "Known": "authenticated", "Read": "reader", "Write": "member", "Rule": "admin"}

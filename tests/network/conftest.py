@@ -9,9 +9,10 @@ import pytest
 
 from control.gateway.app import Gateway
 from control.kernel import fleet, quota
+from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Unauthenticated
-from control.kernel.rpc import Caller, Dispatcher
+from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore, Store
 from control.network import service
 from protos.internal.v1.fleet_pb2 import HostRecord
