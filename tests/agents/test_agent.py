@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from agents import agent as agents_agent
+from agents import main
 from agents.agent import Agent
 from agents.hypervisor.driver import Domain, Fault
 from agents.hypervisor.model import Seen
@@ -337,6 +338,22 @@ async def test_an_image_is_fetched_over_the_stream_or_the_reason_said(control):
         with pytest.raises(Fault, match="not in the image service") as caught:
             [chunk async for chunk in link.fetch_image("0" * 128)]
         assert caught.value.final
+
+
+async def test_an_agent_of_a_simulated_host_runs_as_it_is_configured(control, tmp_path):
+    control.objects = [NETWORK, port(), thing := wish(port_ids=["p"])]
+    config = main.AgentConfig(
+        host="pretender", directory=tmp_path / "agent", libvirt_directory=tmp_path / "libvirt", run_directory=tmp_path / "run",
+        endpoints=("127.0.0.1:1", f"127.0.0.1:{control.port}"), hypervisor="simulated", availability_zone="east")
+    task = asyncio.create_task(main.run(config))
+    try:
+        await control.until(lambda said: said.server.id == thing.server.id and said.server.domain == pb.ObservedServer.RUNNING)
+        assert control.hellos[0].host == "pretender" and control.hellos[0].inventory.availability_zone == "east"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await main.teardown(config, purge=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_only_the_last_word_about_a_thing_is_kept_and_none_is_said_twice():

@@ -1,6 +1,7 @@
 """One agent as it is run: over a real stream, on a real libvirtd and the real network of this machine."""
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import os
 import signal
@@ -135,3 +136,21 @@ async def test_a_server_lives_on_a_real_host_through_everything_that_befalls_it(
         async with asyncio.timeout(20):
             while tap.exists():
                 await asyncio.sleep(0.02)
+
+
+async def test_a_host_is_taken_down_though_its_libvirtd_was_killed(daemon, control, config):
+    config = dataclasses.replace(config, libvirt_uri="")
+    if config.uri != daemon.uri:
+        pytest.skip("this machine has a libvirtd of its own")
+    *_, thing = control.objects = objects()
+    async with agent(config):
+        await control.until(at_rest(thing, pb.ObservedServer.RUNNING))
+    pid = pid_of(config, thing)
+    daemon.kill()
+    try:
+        await main.teardown(config)
+        with contextlib.suppress(FileNotFoundError):
+            assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"", "it is gone, or waits to be reaped"
+        assert (config.instances / thing.server.id / "disk").exists()
+    finally:
+        daemon.start()
