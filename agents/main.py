@@ -63,7 +63,7 @@ class AgentConfig:
     #: "" for the machine's libvirtd where one answers, else the private one.
     libvirt_uri: str = ""
     #: Seconds that a guest has to shut down when it is stopped, and when it is rebooted softly.
-    stop_seconds: float = 60.0
+    stop_seconds: float = 30.0
     reboot_seconds: float = 120.0
     #: Bytes of images that no server uses.
     image_cache: int = 20 << 30
