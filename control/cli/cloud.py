@@ -58,7 +58,8 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
         seed.ensure(config, logins["admin"].session(config), steps)
     if as_json:
         click.echo(json.dumps({"auth_url": config.auth_url, "clouds_yaml": str(config.path("clouds.yaml")),
-                               "openrc": str(config.path("openrc")), "seconds": steps.seconds}))
+                               "openrc": str(config.path("openrc")), "seconds": steps.seconds,
+                               "notice": processes.notice(config)}))
     else:
         _print_summary(config, steps)
 
@@ -121,6 +122,8 @@ def env(state_dir: Path | None, demo: bool) -> None:
 def _print_summary(config: settings.Config, steps: Steps) -> None:
     console.print(f"\nThe cloud answers at [bold]{config.auth_url}[/] (gRPC on port {config.grpc_port}); "
                   f"up in {sum(steps.seconds.values()):.1f} s.")
+    if notice := processes.notice(config):
+        console.print(f"[yellow]{notice}[/]")
     console.print(f"  clouds.yaml   {config.path('clouds.yaml')}  (clouds brume and brume-demo)")
     console.print(f"  openrc        {config.path('openrc')}")
     console.print('  any client    eval "$(brume env)"\n  first server  brume demo')

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from control.kernel.config import Config
+from control.kernel.listeners import owner
 
 #: Program -> the Debian package that has it.
 PROGRAMS = {
@@ -33,8 +34,11 @@ def check(config: Config) -> list[Problem]:
                         "run it with sudo")]
     problems = [Problem(f"{program} is not installed", f"apt-get install {package}")
                 for program, package in PROGRAMS.items() if not _found(program) and _needed(program, config)]
-    problems += [Problem(f"port {port} on {address} is in use{_by_whom(port)}", remedy)
-                 for address, port, remedy in _ports(config) if not _free(address, port)]
+    for address, port in _ports(config):
+        if not _free(address, port):
+            by = owner(port)
+            problems.append(Problem(f"port {port} on {address} is in use{f' by {by}' if by else ''}",
+                                    "stop what uses it, or choose other ports with --port"))
     return problems + _routes(config)
 
 
@@ -48,12 +52,10 @@ def _needed(program: str, config: Config) -> bool:
     return not config.hypervisor
 
 
-def _ports(config: Config) -> list[tuple[str, int, str]]:
-    other = "stop what uses it, or choose other ports with --port"
-    ports = [(config.listen, config.port, other), (config.listen, config.grpc_port, other),
-             (config.agent_listen, config.agent_port, other)]
+def _ports(config: Config) -> list[tuple[str, int]]:
+    ports = [(config.listen, config.port), (config.listen, config.grpc_port), (config.agent_listen, config.agent_port)]
     if not config.etcd:
-        ports += [("127.0.0.1", config.port + 3, other), ("127.0.0.1", config.port + 4, other)]
+        ports += [("127.0.0.1", config.port + 3), ("127.0.0.1", config.port + 4)]
     return ports
 
 
@@ -66,23 +68,6 @@ def _free(address: str, port: int) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRINUSE
     return True
-
-
-def _by_whom(port: int) -> str:
-    """" by <command> (pid n)", or nothing where that cannot be seen."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            cells = line.split()
-            if cells[3] == "0A" and int(cells[1].rsplit(":", 1)[1], 16) == port:
-                inodes.add(f"socket:[{cells[9]}]")
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(link) in inodes for link in (process / "fd").iterdir()):
-                return f" by {(process / 'comm').read_text().strip()} (pid {process.name})"
-        except OSError:
-            continue
-    return ""
 
 
 def _routes(config: Config) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 Whether any runs is told by a lock that the supervisor and all its children hold, so a stale pid file says nothing.
 """
+import contextlib
 import fcntl
 import http.client
 import json
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for the API and the host after a start; on a slow machine they are what a first start needs, threefold.
 API_WITHIN, HOST_WITHIN, STOP_WITHIN = 60.0, 90.0, 90.0
+
+
+#: Deaths of the control plane in a row after which waiting for its API is no use.
+HOPELESS = 4
 
 
 def prepare(config: Config) -> None:
@@ -101,8 +106,14 @@ def start_supervisor(config: Config) -> None:
 def wait_for_api(config: Config) -> None:
     """Return once GET /v3 answers 200. Raises ClickException with the end of the log that says why not."""
     limit = time.monotonic() + API_WITHIN
+    log = config.path("log", "supervisor.log")
+    before = log.stat().st_size if log.exists() else 0
+    deaths = 0
     while not api_answers(config):
-        if time.monotonic() > limit :
+        with contextlib.suppress(FileNotFoundError), log.open() as said:
+            said.seek(before)
+            deaths = said.read().count(": control (pid ")
+        if time.monotonic() > limit or deaths >= HOPELESS:
             raise click.ClickException(f"the API does not answer at {config.auth_url}\n"
                                        + log_ends(config, "supervisor", "etcd", "control"))
         time.sleep(0.05)
@@ -169,6 +180,15 @@ def status(config: Config) -> list[dict[str, Any]]:
         rows.append({"name": name, "pid": pid, "seconds": _age(pid), "memory_mib": round(memory_mib(pid), 1),
                      "log": str(config.path("log", f"{name}.log"))})
     return rows
+
+
+def notice(config: Config) -> str:
+    """What an operator should know of this host: that guests are emulated, and why. "" for nothing."""
+    if config.hypervisor:
+        return ""
+    from agents.hypervisor import kvm, libvirtd
+    own = config.path("libvirt")
+    return kvm.unusable(own, libvirtd.guest_user(own))     # the agent has asked before: the answer is kept
 
 
 def memory_mib(pid: int) -> float:

@@ -8,10 +8,11 @@ import errno
 import logging
 import socket
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
+
+from control.kernel.listeners import owner
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            pid = _owner(port)
+            pid = owner(port)
             by = f" by {pid}" if pid else ""
             raise CannotListen(f"port {port} on {host} is in use{by}: stop it or choose another with --port") from error
         raise CannotListen(f"cannot listen on port {port} of {host}: {error.strerror}") from error
@@ -87,20 +88,3 @@ async def serve(app: Any, host: str, port: int, certificate: str | None = None, 
         raise
     finally:
         listener.close()
-
-
-def _owner(port: int) -> str:
-    """Who listens on a TCP port, as "pid N (name)"; "" where that cannot be seen."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                columns = line.split()
-                if columns[3] == "0A" and int(columns[1].rsplit(":", 1)[1], 16) == port:
-                    inodes.add(f"socket:[{columns[9]}]")
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        with contextlib.suppress(OSError):
-            if str(descriptor.readlink()) in inodes:
-                process = descriptor.parts[2]
-                return f"pid {process} ({Path('/proc', process, 'comm').read_text().strip()})"
-    return ""

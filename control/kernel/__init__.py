@@ -13,6 +13,7 @@ rpc          from a servicer to something that can be called: caller, policy, de
 caller       who calls, as their token says
 interfaces   what is said about a server's network interfaces between compute and network
 listing      filters, sorting and pages that every list call shares
+listeners    who listens on a port, for messages
 quota        ledgers charged in the commit that uses them
 
 Keys of its own: /election/<job> the leader's identity under its lease, /quota/ledgers/<service>/<project>,
