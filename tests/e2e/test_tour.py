@@ -121,7 +121,7 @@ def test_a_server_from_nothing_to_ssh_and_back(cloud: Cloud, guest: Path, tmp_pa
     assert "tour-n" not in openstack("network", "list", env=user)
     assert "tour-s" not in openstack("subnet", "list", env=user)
     assert "tour-sg" not in openstack("security", "group", "list", env=user)
-    assert server["id"] not in openstack("server", "show", server["id"], env=user, check=False)
+    assert "No Server found" in openstack("server", "show", server["id"], env=user, check=False)
     openstack("flavor", "create", "--ram", "1", "--disk", "1", "--vcpus", "1", "tour-f2", env=user, check=False)
     assert "tour-f2" not in openstack("flavor", "list", "--all")
 
