@@ -126,4 +126,5 @@ def _print_summary(config: settings.Config, steps: Steps) -> None:
         console.print(f"[yellow]{notice}[/]")
     console.print(f"  clouds.yaml   {config.path('clouds.yaml')}  (clouds brume and brume-demo)")
     console.print(f"  openrc        {config.path('openrc')}")
-    console.print('  any client    eval "$(brume env)"\n  first server  brume demo')
+    brume = "brume" if config.state_dir == settings.DEFAULT_STATE_DIR else f"brume --state-dir {config.state_dir}"
+    console.print(f'  any client    eval "$({brume} env)"\n  first server  {brume} demo')
