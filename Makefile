@@ -7,7 +7,7 @@ SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
 # libvirt-python and the Cython kernels.
 PACKAGES := etcd-server \
 	libvirt-daemon-system libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils genisoimage \
-	dnsmasq-base nftables libnftables1 iproute2 iputils-ping openssh-client \
+	dnsmasq-base nftables libnftables1 iproute2 iputils-ping openssh-client curl \
 	syslinux mtools dosfstools cpio \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
