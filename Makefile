@@ -11,7 +11,7 @@ PACKAGES := etcd-server \
 	syslinux mtools dosfstools cpio \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
-.PHONY: cloud test system environment clean
+.PHONY: cloud test conformance system environment clean
 
 cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume up
@@ -19,6 +19,9 @@ cloud: environment  ## A cloud on this machine, with a server in it
 
 test: environment  ## All tests, the real virtual machine among them
 	$(SUDO) $(VENV)/bin/python -m pytest
+
+conformance: environment  ## Tempest against a cloud of its own; ARGUMENTS="--only identity", "--check", "--json", ...
+	$(SUDO) $(VENV)/bin/python tests/conformance/tempest/run.py $(ARGUMENTS)
 
 system:
 	@missing=$$(for package in $(PACKAGES); do \
@@ -39,4 +42,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find proto
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info $(VENV)
+	rm -rf build dist *.egg-info $(VENV) .venv-tempest
