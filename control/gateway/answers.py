@@ -36,14 +36,15 @@ class Answering:
         descriptor: Descriptor = method.descriptor.output_type
         self._api = api
         self._is_empty = descriptor.full_name == "google.protobuf.Empty"
-        self._status = rest.status or (204 if self._is_empty else 200)
-        self._status_since = sorted((number(since), status) for since, status in rest.status_since.items())
-        self._headers = [(field_options(each).header, each) for each in descriptor.fields if field_options(each).header]
-        self._location = _template(descriptor, rest.location) if rest.location else None
+        self.success = rest.status or (204 if self._is_empty else 200)
+        self.status_since = sorted((number(since), status) for since, status in rest.status_since.items())
+        self.header_fields = [(field_options(each).header, each) for each in descriptor.fields if field_options(each).header]
+        self.location = _template(descriptor, rest.location) if rest.location else None
         self._encode: Encode | None = None
         self.data_field = ""          # of a body of bytes or text, the field that holds it
-        self._content_type = "application/json"
-        self._rows = ""
+        self.body_field: FieldDescriptor | None = None     # whose value is the whole body; None: the message is
+        self.content_type = "application/json"
+        self.rows = ""                # the JSON key of a list's rows
         self._has_marker = NEXT_MARKER in descriptor.fields_by_name
         if response_body:
             body_field = next((each for each in descriptor.fields if response_body in (each.name, field_name(each))), None)
@@ -52,7 +53,7 @@ class Answering:
             self._use_field(body_field, rest.produces, encoders)
         elif any(in_json(each) and each.name != NEXT_MARKER for each in descriptor.fields):
             self._encode = encoders.of(descriptor)
-            self._rows = self._list_key(descriptor, verb)
+            self.rows = self._list_key(descriptor, verb)
         if method.server_streaming and not self.data_field:
             raise ValueError(f"{method.name} streams to the client: its rule needs a response_body of bytes")
 
@@ -60,8 +61,9 @@ class Answering:
         if body_field.type in (body_field.TYPE_BYTES, body_field.TYPE_STRING) and not body_field.is_repeated:
             self.data_field = body_field.name
             text = body_field.type == body_field.TYPE_STRING
-            self._content_type = produces or ("text/plain; charset=utf-8" if text else "application/octet-stream")
+            self.content_type = produces or ("text/plain; charset=utf-8" if text else "application/octet-stream")
         else:
+            self.body_field = body_field
             self._encode = encoders.field(body_field)
 
     def _list_key(self, descriptor: Descriptor, verb: str) -> str:
@@ -77,7 +79,7 @@ class Answering:
     def headers(self, message: Any, context: Context) -> list[tuple[str, str]]:
         """The headers that a response message carries, Location among them."""
         found: list[tuple[str, str]] = []
-        for name, each in self._headers:
+        for name, each in self.header_fields:
             value = getattr(message, each.name)
             if name.endswith("*"):
                 found += [(name[:-1] + key.translate(_BREAKS), item.translate(_BREAKS)) for key, item in value.items()]
@@ -85,16 +87,16 @@ class Answering:
                 continue
             elif value != "" and not (field_options(each).omit_empty and not value):
                 found.append((name, str(value).translate(_BREAKS)))
-        if self._location is not None:
-            found.append(("Location", context.root + self._location(message)))
+        if self.location is not None:
+            found.append(("Location", context.root + self.location(message)))
         return found
 
     def status(self, call: Call, context: Context) -> int:
         """The status: the handler's own, else the microversion's, else the rule's."""
         if call.status is not None:
             return call.status
-        status = self._status
-        for since, newer in self._status_since:
+        status = self.success
+        for since, newer in self.status_since:
             if context.version >= since:
                 status = newer
         return status
@@ -112,9 +114,9 @@ class Answering:
             data = getattr(message, self.data_field)
             answer.body = data.encode() if isinstance(data, str) else data
         elif self._encode is not None:
-            if self._rows:
+            if self.rows:
                 marker = getattr(message, NEXT_MARKER) if self._has_marker else ""
-                context.extra = page_links(self._api.family, self._rows, marker, path, query, context)
+                context.extra = page_links(self._api.family, self.rows, marker, path, query, context)
             answer.body = encode(message, self._encode, context)
         else:
             answer.body = b""
@@ -125,7 +127,7 @@ class Answering:
     def add_type(self, headers: list[tuple[str, str]]) -> None:
         """Name the body's media type, unless the response message did."""
         if not any(name.lower() == "content-type" for name, _ in headers):
-            headers.append(("Content-Type", self._content_type))
+            headers.append(("Content-Type", self.content_type))
 
 
 def _is_map(each: FieldDescriptor) -> bool:

@@ -29,34 +29,37 @@ class Binding:
     def __init__(self, method: Method, parameters: Sequence[str], body: str, rest: options_pb2.Rest, decoders: Decoders):
         self._method = method
         descriptor: Descriptor = method.descriptor.input_type
-        self._path = [_chain(descriptor, parameter) for parameter in parameters]
-        taken = {chain[0].name for chain in self._path if len(chain) == 1}
-        self._headers = [(header.lower(), field) for field in descriptor.fields if (header := field_options(field).header)]
+        self.path = [_chain(descriptor, parameter) for parameter in parameters]
+        taken = {chain[0].name for chain in self.path if len(chain) == 1}
+        self.headers = [(header.lower(), field) for field in descriptor.fields if (header := field_options(field).header)]
         self._has_mask = MASK in descriptor.fields_by_name
         self._consumes = frozenset(media.lower() for media in rest.consumes)
         self._action = rest.action
         self.body = body
-        self._body_field: FieldDescriptor | None = None
+        self.body_fields: list[FieldDescriptor] = []     # what the keys of a body's object may be
+        self.body_field: FieldDescriptor | None = None
         self._fields: Fields | None = None
         if rest.action:
             own = [field for field in binding_fields(descriptor, taken) if field_name(field) == rest.action]
             self._fields = decoders.part(own)
+            self.body_fields = own
         elif body == "*":
-            self._fields = decoders.part(binding_fields(descriptor, taken))
+            self.body_fields = binding_fields(descriptor, taken)
+            self._fields = decoders.part(self.body_fields)
         elif body:
-            self._body_field = _field(descriptor, body)
-            self._set_body = None if self.is_raw else decoders.setter(self._body_field)
-            if is_plain_message(self._body_field):
-                self._fields = decoders.of(self._body_field.message_type)
+            self.body_field = _field(descriptor, body)
+            self._set_body = None if self.is_raw else decoders.setter(self.body_field)
+            if is_plain_message(self.body_field):
+                self._fields = decoders.of(self.body_field.message_type)
         if method.client_streaming and not self.is_raw:
             raise ValueError(f"{method.name} streams from the client: its rule needs a body of bytes")
-        self._query = _query_fields(descriptor, taken | {body}, deep=body != "*" and not rest.action)
-        self._rest_of_query = next((field for field in descriptor.fields if field_options(field).query), None)
+        self.query = _query_fields(descriptor, taken | {body}, deep=body != "*" and not rest.action)
+        self.rest_of_query = next((field for field in descriptor.fields if field_options(field).query), None)
 
     @property
     def is_raw(self) -> bool:
         """Whether the body is bytes or text rather than JSON."""
-        field = self._body_field
+        field = self.body_field
         return field is not None and field.type in (field.TYPE_BYTES, field.TYPE_STRING) and not field.is_repeated
 
     def check_media(self, content_type: str) -> None:
@@ -84,7 +87,7 @@ class Binding:
             self._bind_body(message, body, context)
         self._bind_query(message, query, context)
         self._bind_headers(message, headers)
-        for chain, text in zip(self._path, values, strict=True):
+        for chain, text in zip(self.path, values, strict=True):
             inner = message
             for field in chain[:-1]:
                 inner = getattr(inner, field.name)
@@ -96,12 +99,12 @@ class Binding:
 
     def set_data(self, message: Message, data: bytes) -> None:
         """Put bytes of a raw body into a message. Raises Invalid where the field is text and they are not."""
-        assert self._body_field is not None
-        if self._body_field.type == self._body_field.TYPE_BYTES:
-            setattr(message, self._body_field.name, data)
+        assert self.body_field is not None
+        if self.body_field.type == self.body_field.TYPE_BYTES:
+            setattr(message, self.body_field.name, data)
             return
         try:
-            setattr(message, self._body_field.name, data.decode())
+            setattr(message, self.body_field.name, data.decode())
         except UnicodeDecodeError:
             raise Invalid("body.text", "The request body is not text in UTF-8.") from None
 
@@ -111,9 +114,9 @@ class Binding:
             if self._action in self._fields.entries:
                 decode({self._action: value[self._action]}, message, self._fields, context)
             return
-        if self._body_field is not None:
+        if self.body_field is not None:
             assert self._set_body is not None
-            if value is None or (value == {} and self._body_field.is_repeated):
+            if value is None or (value == {} and self.body_field.is_repeated):
                 return
             try:
                 self._set_body(message, value, context)
@@ -136,10 +139,10 @@ class Binding:
 
     def _bind_query(self, message: Any, query: Values, context: Context) -> None:
         for key, values in query.items():
-            bound = self._query.get(key)
+            bound = self.query.get(key)
             if bound is None:
-                if self._rest_of_query is not None and key:
-                    getattr(message, self._rest_of_query.name).add(key=key, values=values)
+                if self.rest_of_query is not None and key:
+                    getattr(message, self.rest_of_query.name).add(key=key, values=values)
                 continue
             chain, since, until = bound
             if not since <= context.version <= until:
@@ -153,7 +156,7 @@ class Binding:
                 raise Invalid(f"query.{key}", f"{key}: {wrong}") from None
 
     def _bind_headers(self, message: Any, headers: Mapping[str, str]) -> None:
-        for name, field in self._headers:
+        for name, field in self.headers:
             try:
                 if name.endswith("*"):
                     prefix = name[:-1]

@@ -40,7 +40,6 @@ class Tags:
     async def CheckTag(self, request: pb.TagRequest, call: Call) -> Empty:
         if request.tag not in self._find(self._database, request, call)[1].tags:
             raise absent("tag", request.tag)
-        call.status = 204
         return Empty()
 
     async def AddTag(self, request: pb.TagRequest, call: Call) -> Empty:
