@@ -26,6 +26,7 @@ from control.kernel.database import Database
 from control.kernel.election import Election
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
+from control.kernel.policy import PolicyFile
 from control.kernel.store import Guard
 from control.network import service as network
 from control.placement import service as placement
@@ -61,6 +62,8 @@ class Replica:
         self.dispatcher = rpc.Dispatcher(self.authenticator)
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
+        self.policy_file = PolicyFile(self.dispatcher.policy, config.policy_path)
+        self.policy_file.load()
         self.gateway = Gateway(self.dispatcher, config.public_url.rstrip("/") or None)
         self.for_agents = rpc.Dispatcher(self.authenticator)
         self.for_agents.add(self.hosts, hosts_pb2.DESCRIPTOR.services_by_name["Hosts"])
@@ -106,6 +109,7 @@ async def run(config: Config) -> None:
             await replica.bootstrap()
             group.create_task(replica.hosts.run())
             group.create_task(replica.images.run())
+            group.create_task(replica.policy_file.watch())
             group.create_task(election.lead(replica.lead))
             group.create_task(http.serve(replica.gateway, config.listen, config.port,
                                          config.certificate or None, config.key or None))

@@ -2,12 +2,11 @@
 
 A package's API stands as (brume.v1.api) in one of its files: the service's own, or api.proto beside it.
 """
-import importlib
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
-from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
 
+from control.kernel.naming import api_options
 from protos.brume.v1 import options_pb2
 
 Family = options_pb2.Api.Family
@@ -51,24 +50,11 @@ class Api:
 
 def api_of(service: ServiceDescriptor) -> Api:
     """The API that a service belongs to. Raises LookupError where no file of its package names one."""
-    options = _options(service.file)
+    options = api_options(service.file)
     if options is None:
         raise LookupError(f"{service.full_name}: neither {service.file.name} nor api.proto beside it has (brume.v1.api)")
     return Api(options.family, options.type, options.name, options.mount.rstrip("/"), options.endpoint.rstrip("/"),
                tuple(options.versions), dict(options.aliases))
-
-
-def _options(file: FileDescriptor) -> options_pb2.Api | None:
-    own = file.GetOptions()
-    if own.HasExtension(options_pb2.api):
-        return own.Extensions[options_pb2.api]
-    folder = PurePosixPath(file.name).parent
-    try:
-        module = importlib.import_module(".".join(folder.parts) + ".api_pb2")
-    except ImportError:
-        return None
-    beside = module.DESCRIPTOR.GetOptions()
-    return beside.Extensions[options_pb2.api] if beside.HasExtension(options_pb2.api) else None
 
 
 def field_options(field: FieldDescriptor) -> options_pb2.Field:

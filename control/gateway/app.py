@@ -84,6 +84,8 @@ class Gateway:
             return
         endpoint = match.endpoint
         api = endpoint.rules[0].api
+        path = exchange.path.rstrip("/")
+        call.service, call.verb, call.paths = api.type, exchange.verb, (path.removeprefix(api.mount), path)
         call.microversion, headers = negotiate(api, endpoint.rules[0].path, endpoint.is_alias, exchange.headers)
         common += headers
         if api.family == Family.KEYSTONE:
@@ -135,7 +137,8 @@ class Gateway:
             raise error
 
         policy = "authenticated" if any_role and rule.method.policy != "public" else rule.method.policy
-        await self._dispatcher.unary(dataclasses.replace(rule.method, handler=fail, policy=policy), None, call)
+        name = "authenticated" if any_role else rule.method.rule
+        await self._dispatcher.unary(dataclasses.replace(rule.method, handler=fail, policy=policy, rule=name), None, call)
 
     async def _request(self, exchange: Exchange, match: Match, rule: Rule, body: Any, query: Query, context: Context) -> Any:
         """What the handler gets: a message, or an iterator of them where the client streams."""

@@ -1,6 +1,8 @@
 """Who calls: what a token says of its holder, for whoever decides what they may do."""
 from dataclasses import dataclass
 
+from control.kernel.access_rules import AccessRule
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -16,6 +18,7 @@ class Caller:
     system: bool = False             # system-scoped
     roles: frozenset[str] = frozenset()    # role names, implied ones included
     audit_id: str = ""
+    access_rules: tuple[AccessRule, ...] | None = None    # the only requests that they may make; None: any
 
     @property
     def is_admin(self) -> bool:

@@ -56,6 +56,8 @@ class Config:
     #: Bytes that one image may have.
     max_image_size: int = 64 * 2**30
     log_level: str = "INFO"
+    #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
+    policy_file: str = ""
 
     @property
     def url(self) -> str:
@@ -85,6 +87,10 @@ class Config:
     def pki_dir(self) -> Path:
         """The authority and the certificates of this machine's parts."""
         return self.path("pki")
+
+    @property
+    def policy_path(self) -> Path:
+        return Path(self.policy_file) if self.policy_file else self.path("policy.yaml")
 
     @property
     def host_name(self) -> str:

@@ -1,7 +1,9 @@
 """How REST spells what descriptors hold: one rule for fields, one for enum values."""
 import functools
+import importlib
+from pathlib import PurePosixPath
 
-from google.protobuf.descriptor import Descriptor, EnumValueDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumValueDescriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto
 from google.protobuf.message import Message
 
@@ -37,3 +39,16 @@ def text_of(message: Message, field: FieldDescriptor) -> list[str]:
     if field.enum_type:
         return [enum_spelling(field.enum_type.values_by_number[number]) for number in values]
     return [str(value) for value in values]
+
+
+def api_options(file: FileDescriptor) -> options_pb2.Api | None:
+    """The (brume.v1.api) option of a file or of the api.proto beside it; None where neither has one."""
+    own = file.GetOptions()
+    if own.HasExtension(options_pb2.api):
+        return own.Extensions[options_pb2.api]
+    try:
+        module = importlib.import_module(".".join(PurePosixPath(file.name).parent.parts) + ".api_pb2")
+    except ImportError:
+        return None
+    beside = module.DESCRIPTOR.GetOptions()
+    return beside.Extensions[options_pb2.api] if beside.HasExtension(options_pb2.api) else None

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -15,12 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
+from google.api import annotations_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from control.kernel.caller import Caller
-from control.kernel.errors import Denied, Error, Unauthenticated, Unavailable
+from control.kernel.errors import Denied, Error, Invalid, Unauthenticated, Unavailable
+from control.kernel.naming import api_options
+from control.kernel.policy import Finder, Policy, RequestTarget, rule_name
+from control.kernel.rules import NO_TARGET
 from protos.brume.v1 import options_pb2
 
 log = logging.getLogger(__name__)
@@ -45,8 +50,14 @@ class Call:
     base_url: str = ""                             # "http://host:5000" as the client wrote it; "" for gRPC
     peer: str = ""                                 # common name of the client's certificate; "" without one
     timeout: float = DEFAULT_DEADLINE
+    #: Of REST: the catalog type of the API, the verb, and the path with and without the API's mount; empty for gRPC.
+    service: str = ""
+    verb: str = ""
+    paths: tuple[str, ...] = ()
     #: Set by the dispatcher before the handler runs; on a public rpc without a token it stays None.
     caller_or_none: Caller | None = None
+    #: Whether the rpc's rule has said all that there is to say of who may: then the handler asks no more.
+    decided: bool = False
     #: HTTP status of the answer, where a handler chooses at run time; None: the rpc's own.
     status: int | None = None
 
@@ -72,7 +83,9 @@ class Method:
     descriptor: Any                  # google.protobuf.descriptor.MethodDescriptor
     request_type: type[Message]
     response_type: type[Message]
-    policy: str
+    policy: str                      # as the option says: a rule's name, or an expression
+    rule: str = ""                   # the name of its own rule
+    find: Finder | None = None       # what its service knows of a request's target
 
     @property
     def client_streaming(self) -> bool:
@@ -83,35 +96,34 @@ class Method:
         return self.descriptor.server_streaming
 
 
-POLICIES: dict[str, Callable[[Caller], bool]] = {
-    "authenticated": lambda caller: True,
-    "reader": lambda caller: caller.is_admin or bool(caller.project_id and caller.roles & {"reader", "member"}),
-    "member": lambda caller: caller.is_admin or bool(caller.project_id and "member" in caller.roles),
-    "admin": lambda caller: caller.is_admin,
-}
-
-
 class Dispatcher:
     """The table of methods, and the one way to call them."""
 
-    def __init__(self, authenticator: Authenticator):
+    def __init__(self, authenticator: Authenticator, policy: Policy | None = None):
         self._authenticator = authenticator
+        self.policy = policy or Policy()
         self.methods: dict[str, Method] = {}
         self.services: list[ServiceDescriptor] = []
 
     def add(self, servicer: object, service: ServiceDescriptor) -> None:
-        """Serve a servicer's methods. Raises ValueError where one is missing or has no policy."""
+        """Serve a servicer's methods. Raises ValueError where one is missing or has no policy that means anything.
+
+        A servicer that knows more of what a request is about than its fields say has a `policy_target`, a Finder.
+        """
         self.services.append(service)
         for descriptor in service.methods:
             policy = descriptor.GetOptions().Extensions[options_pb2.policy]
-            if policy not in POLICIES and policy not in ("public", "peer"):
-                raise ValueError(f"{descriptor.full_name} has policy {policy!r}, not public, peer or one of "
-                                 f"{', '.join(POLICIES)}")
+            if policy != "peer":
+                try:
+                    self.policy.add(rule_name(descriptor), policy)
+                except Invalid as error:
+                    raise ValueError(f"{descriptor.full_name} has the policy {policy!r}: {error}") from error
             name = f"/{service.full_name}/{descriptor.name}"
             self.methods[name] = Method(
                 name, getattr(servicer, descriptor.name), descriptor,
                 message_factory.GetMessageClass(descriptor.input_type),
-                message_factory.GetMessageClass(descriptor.output_type), policy)
+                message_factory.GetMessageClass(descriptor.output_type), policy, rule_name(descriptor),
+                getattr(servicer, "policy_target", None))
 
     async def unary(self, method: Method, request: Any, call: Call) -> Message:
         """Call a method that answers once. `request` is an async iterator where the client streams.
@@ -122,7 +134,7 @@ class Dispatcher:
         token = request_id.set(call.request_id)
         outcome = "ok"
         try:
-            await self._enter(method, call)
+            await self._enter(method, request, call)
             if method.client_streaming:
                 return await method.handler(request, call)
             async with asyncio.timeout(call.timeout):
@@ -143,7 +155,7 @@ class Dispatcher:
         request_id.set(call.request_id)
         outcome = "ok"
         try:
-            await self._enter(method, call)
+            await self._enter(method, request, call)
             async with contextlib.aclosing(method.handler(request, call)) as messages:
                 async for message in messages:
                     yield message
@@ -156,22 +168,59 @@ class Dispatcher:
         finally:
             _log_call(method, call, outcome, started)
 
-    async def _enter(self, method: Method, call: Call) -> None:
+    async def _enter(self, method: Method, request: Any, call: Call) -> None:
         if method.policy == "peer":
             if not call.peer:
                 raise Unauthenticated("peer", "This call needs a client certificate of this cloud.")
             return
-        if method.policy == "public":
+        if method.policy == "public" and not self.policy.is_override(method.rule):
             if call.token:
                 call.caller_or_none = await self._authenticator.authenticate(call.token)
             return
         if not call.token:
             raise Unauthenticated("token.missing", "The request you have made requires authentication.")
-        call.caller_or_none = await self._authenticator.authenticate(call.token)
-        if not POLICIES[method.policy](call.caller):
-            raise Denied("policy", f"You are not authorized to perform the requested action: "
-                                   f"{method.descriptor.name} needs the role {method.policy}"
-                                   f"{'' if method.policy == 'admin' else ' in a project'}.")
+        call.caller_or_none = caller = await self._authenticator.authenticate(call.token)
+        if caller.access_rules is not None:
+            _check_access(caller, method, request, call)
+        rule = self.policy.rule(method.rule)
+        if request is None and rule.part.needs_target:
+            return                    # a request that was not understood: it has no target, and reaches no handler
+        target = RequestTarget(request, caller, method.find) if rule.part.needs_target else NO_TARGET
+        if not rule.allows(caller, target):
+            raise Denied("policy", f"You are not authorized to perform the requested action: {method.rule}"
+                                   f"{_HINTS.get(method.policy, '')}.")
+        call.decided = method.policy != "authenticated" or self.policy.is_override(method.rule)
+
+
+_HINTS = {"reader": " needs the role reader in a project", "member": " needs the role member in a project",
+          "admin": " needs the role admin"}
+
+
+def _check_access(caller: Caller, method: Method, request: Any, call: Call) -> None:
+    """Raises Unauthenticated, as Keystone's middleware does, for a request that none of the caller's access rules has."""
+    service, verb, paths = (call.service, call.verb, call.paths) if call.paths else _as_rest(method, request)
+    if not any(rule.matches(service, verb, paths) for rule in caller.access_rules or ()):
+        raise Unauthenticated("token.access_rules", "The request you have made requires authentication.")
+
+
+def _as_rest(method: Method, request: Any) -> tuple[str, str, tuple[str, ...]]:
+    """What a native call would be in REST; no path where it has no such form, or its fields do not fill one."""
+    options = method.descriptor.GetOptions()
+    if not options.HasExtension(annotations_pb2.http) or not isinstance(request, Message):
+        return "", "", ()
+    api = api_options(method.descriptor.containing_service.file)
+    rule = options.Extensions[annotations_pb2.http]
+    kind = rule.WhichOneof("pattern")
+    verb, path = (rule.custom.kind, rule.custom.path) if kind == "custom" else (kind.upper(), getattr(rule, kind))
+    for name in _PARAMETER.findall(path):
+        value = getattr(request, name, "")
+        if not isinstance(value, str) or not value or "/" in value:
+            return "", "", ()
+        path = _PARAMETER.sub(value.replace("\\", "\\\\"), path, count=1)
+    return (api.type, verb, (path, api.mount + path)) if api is not None else ("", "", ())
+
+
+_PARAMETER = re.compile(r"\{([a-z_0-9]+)(?:=[^}]*)?\}")
 
 
 def _known(method: Method, error: BaseException) -> BaseException:

@@ -49,5 +49,5 @@ def test_env_without_a_cloud_says_what_to_do(tmp_path: Path) -> None:
 
 def test_help_lists_every_command() -> None:
     text = subprocess.run([*BRUME, "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ("up", "down", "status", "env", "demo", "images", "control", "agent"):
+    for command in ("up", "down", "status", "env", "demo", "images", "policy", "control", "agent"):
         assert f"  {command} " in text
