@@ -135,9 +135,18 @@ class Machine:
     def press_power_button(self) -> None:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(str(self._monitor))
-            monitor.recv(1024)
+            self._until_prompt(monitor)
             monitor.sendall(b"system_powerdown\n")
-            monitor.recv(1024)
+            self._until_prompt(monitor)
+
+    @staticmethod
+    def _until_prompt(monitor: socket.socket) -> None:
+        """A monitor that is hung up on before it prompts again may not have read the line."""
+        said = b""
+        while not said.endswith(b"(qemu) "):
+            more = monitor.recv(1024)
+            assert more, said
+            said += more
 
     def wait_until_off(self) -> None:
         self._process.wait(PATIENCE)

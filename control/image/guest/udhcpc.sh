@@ -18,7 +18,10 @@ bound | renew)
     done
     { [ -z "$search$domain" ] || echo "search ${search:-$domain}"; for server in $dns; do echo "nameserver $server"; done; } \
         >"/run/resolv.$interface"
+    # interfaces come up side by side: the one that is last sees what all have learned
+    until mkdir /run/resolving 2>/dev/null; do :; done
     cat /run/resolv.* >/etc/resolv.conf
+    rmdir /run/resolving
     ;;
 esac
 exit 0
