@@ -55,14 +55,16 @@ def tags(values: Iterable[str]) -> list[str]:
 
 
 def address(value: str, version: int) -> str:
-    """An IP address of a version, or "" for none."""
+    """An IP address of a version in its shortest spelling, or "" for none."""
     try:
-        if value and ipaddress.ip_address(value).version != version:
-            raise ValueError
+        if not value:
+            return ""
+        if (parsed := ipaddress.ip_address(value)).version == version:
+            return str(parsed)
+        raise ValueError
     except ValueError:
         raise Invalid(f"compute.accessIPv{version}",
                       f"accessIPv{version} must be an IPv{version} address, not {value[:80]!r}.") from None
-    return value
 
 
 def hostname(value: str) -> str:

@@ -83,8 +83,8 @@ class Catalog:
             endpoint.region_id = endpoint.region
 
         def decide(transaction: Transaction) -> None:
-            if transaction.get(REGION, endpoint.region_id) is None and endpoint.region_id == request.endpoint.region:
-                transaction.put(REGION, pb.Region(id=endpoint.region_id))
+            if endpoint.region_id == request.endpoint.region:
+                _ensure_region(transaction, endpoint.region_id)
             self._put_endpoint(transaction, endpoint, "")
 
         _check_endpoint(endpoint)
@@ -108,6 +108,8 @@ class Catalog:
             if "region" in paths and "region_id" not in paths:
                 endpoint.region_id = endpoint.region
             _check_endpoint(endpoint)
+            if "region_id" not in paths:
+                _ensure_region(transaction, endpoint.region_id)
             self._put_endpoint(transaction, endpoint, before)
             return endpoint
 
@@ -148,7 +150,9 @@ class Catalog:
     async def CreateRegion(self, request: pb.CreateRegionRequest, call: Call) -> pb.CreateRegionResponse:
         region = pb.Region()
         region.CopyFrom(request.region)
-        region.id = region.id or uuid.uuid4().hex
+        if request.region_id and region.id not in ("", request.region_id):
+            raise Invalid("identity.region.id", "The region's id in the body is not the one in the path.")
+        region.id = request.region_id or region.id or uuid.uuid4().hex
         drop_links(region)
         _check_region(region)
 
@@ -207,6 +211,12 @@ class Catalog:
             transaction.put(ENTRY, Entry(noun="in-region", scope=region.parent_region_id, name=f"region:{region.id}",
                                          id=region.id))
         transaction.put(REGION, region)
+
+
+def _ensure_region(transaction: Transaction, region_id: str) -> None:
+    """Make the region that an endpoint names as `region`, the older of the two fields, unless there is one."""
+    if region_id and transaction.get(REGION, region_id) is None:
+        transaction.put(REGION, pb.Region(id=region_id))
 
 
 def _check_service(service: pb.Service) -> None:

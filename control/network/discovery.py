@@ -57,6 +57,7 @@ EXTENSIONS = [
         ("standard-attr-revisions", "Resource revision numbers", "A revision on everything."),
         ("standard-attr-tag", "Tag support for resources with standard attribute", "Labels on everything."),
         ("standard-attr-timestamp", "Resource timestamps", "Times on everything."),
+        ("subnet-external-network", "Subnet belongs to an external network", "Subnets of external networks, for all to see."),
     )
 ]
 

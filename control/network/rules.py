@@ -84,12 +84,11 @@ def _check_range(wish: SecurityGroupRule, protocol: str, number: int) -> None:
     if low is None and high is None:
         return
     if number in _PORTED:
-        if low is None or not 0 <= low <= 65535 or (high is not None and not 0 <= high <= 65535):
-            raise Invalid(
-                "network.port_range",
-                f"Invalid value for port {low if high is None else high}: it takes 0 to 65535, and "
-                "port_range_min with port_range_max.",
-            )
+        for port in (low, high):
+            if port is not None and not 0 <= port <= 65535:
+                raise Invalid("network.port_range", f"Invalid value for port {port}: it takes 0 to 65535.")
+        if low is None:
+            raise Invalid("network.port_range", "For TCP/UDP protocols, port_range_min must be <= port_range_max: send both.")
         if high is not None and low > high:
             raise Invalid("network.port_range", "For TCP/UDP protocols, port_range_min must be <= port_range_max")
     elif number in _ICMP:

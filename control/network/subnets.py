@@ -64,10 +64,10 @@ class Subnets:
             return new_subnet(tx, self._proposals, network, wish, gateway_named="gateway_ip" in names)
 
         subnet = await self._database.transact(decide, serial=quota.serial(SERVICE, project_id))
-        return pb.CreateSubnetResponse(subnet=subnet)
+        return pb.CreateSubnetResponse(subnet=seen(self._database, subnet))
 
     async def ShowSubnet(self, request: pb.ShowSubnetRequest, call: Call) -> pb.ShowSubnetResponse:
-        return pb.ShowSubnetResponse(subnet=subnet_of(self._database, call.caller, request.id))
+        return pb.ShowSubnetResponse(subnet=seen(self._database, subnet_of(self._database, call.caller, request.id)))
 
     async def ListSubnets(self, request: pb.ListSubnetsRequest, call: Call) -> pb.ListSubnetsResponse:
         cache = self._database.cache
@@ -78,7 +78,7 @@ class Subnets:
                 subnet for network in visible(self._database, call.caller) for subnet in cache.by(SUBNET, "network", network.id)
             ]
         )
-        subnets, marker = listed(rows, request, lambda subnet: subnet)
+        subnets, marker = listed(rows, request, lambda subnet: seen(self._database, subnet))
         return pb.ListSubnetsResponse(subnets=subnets, next_page_marker=marker)
 
     async def UpdateSubnet(self, request: pb.UpdateSubnetRequest, call: Call) -> pb.UpdateSubnetResponse:
@@ -100,7 +100,7 @@ class Subnets:
             tx.put(SUBNET, subnet)
             return subnet
 
-        return pb.UpdateSubnetResponse(subnet=await self._database.transact(decide))
+        return pb.UpdateSubnetResponse(subnet=seen(self._database, await self._database.transact(decide)))
 
     def _settle(self, tx: Transaction, network: Network, subnet: Subnet) -> None:
         """Give a subnet DHCP's address or take it away, as it says."""
@@ -123,6 +123,17 @@ class Subnets:
         project_id = subnet_of(self._database, call.caller, request.id).project_id
         await self._database.transact(decide, serial=quota.serial(SERVICE, project_id))
         return Empty()
+
+
+def seen(database: Database, subnet: Subnet) -> Subnet:
+    """A subnet as users see it."""
+    network = database.get(NETWORK, subnet.network_id)
+    if network is None or not network.router_external:
+        return subnet
+    shown = Subnet()
+    shown.CopyFrom(subnet)
+    shown.router_external = True
+    return shown
 
 
 def new_subnet(tx: Transaction, proposals: Proposals, network: Network, wish: Subnet, *, gateway_named: bool) -> Subnet:
