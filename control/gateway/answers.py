@@ -76,6 +76,11 @@ class Answering:
                   and not any(is_plain_message(each) for each in shown) and "links" not in map(field_name, shown))
         return field_name(rows[0]) if always or self._has_marker else ""
 
+    @property
+    def has_body(self) -> bool:
+        """Whether an answer other than 204 has a body."""
+        return bool(self.data_field) or self._encode is not None
+
     def headers(self, message: Any, context: Context) -> list[tuple[str, str]]:
         """The headers that a response message carries, Location among them."""
         found: list[tuple[str, str]] = []

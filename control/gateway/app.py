@@ -19,6 +19,7 @@ from control.gateway.context import Context
 from control.gateway.exchange import Exchange, Receive, Scope, Send
 from control.gateway.faults import WrongMethod, fault
 from control.gateway.microversions import negotiate
+from control.gateway.reference import Reference
 from control.gateway.routes import Endpoint, Match, Routes, Rule
 from control.kernel.errors import Error, Invalid, NotFound
 from control.kernel.rpc import Call, Dispatcher
@@ -43,6 +44,7 @@ class Gateway:
         self._base_url = base_url
         self._trusted_proxies = frozenset(trusted_proxies)
         self.routes = Routes(dispatcher)
+        self._reference = Reference(self.routes)
         self._identity = next((api for api in self.routes.apis if api.family == Family.KEYSTONE), None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,6 +58,9 @@ class Gateway:
     async def _exchange(self, exchange: Exchange) -> None:
         if exchange.path == "/healthz":
             await exchange.answer(Answer(200, [("Content-Type", "text/plain; charset=utf-8")], b"OK\n"))
+            return
+        if exchange.verb in ("GET", "HEAD") and (page := self._reference.answer(exchange.path, exchange.headers)) is not None:
+            await exchange.answer(page)
             return
         base = exchange.base_url(self._base_url, self._trusted_proxies)
         call = Call(token=exchange.headers.get("x-auth-token", ""), remote=exchange.remote, base_url=base)

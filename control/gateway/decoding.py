@@ -26,7 +26,7 @@ MAX_DEPTH = 24
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number",
           type(None): "null"}
 
-_BITS = {FieldDescriptor.CPPTYPE_INT32: (-2 ** 31, 2 ** 31 - 1), FieldDescriptor.CPPTYPE_UINT32: (0, 2 ** 32 - 1),
+BITS = {FieldDescriptor.CPPTYPE_INT32: (-2 ** 31, 2 ** 31 - 1), FieldDescriptor.CPPTYPE_UINT32: (0, 2 ** 32 - 1),
          FieldDescriptor.CPPTYPE_INT64: (-2 ** 63, 2 ** 63 - 1), FieldDescriptor.CPPTYPE_UINT64: (0, 2 ** 64 - 1)}
 
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y", ""})     # "": a parameter without a value is a flag
@@ -219,8 +219,8 @@ def scalar(field: FieldDescriptor) -> Callable[[Any], Any]:
     """The function that checks a JSON value for a scalar field and returns what to set."""
     if field.enum_type is not None:
         return _enum(field)
-    if field.cpp_type in _BITS:
-        return _integer(*_BITS[field.cpp_type], lenient=field_options(field).lenient)
+    if field.cpp_type in BITS:
+        return _integer(*BITS[field.cpp_type], lenient=field_options(field).lenient)
     if field.type == field.TYPE_BOOL:
         return _lenient_boolean if field_options(field).lenient else _boolean
     if field.type == field.TYPE_BYTES:
@@ -294,7 +294,7 @@ def from_text(field: FieldDescriptor, text: str) -> Any:
     if field.type == field.TYPE_BYTES:
         return text.encode()
     try:
-        if field.cpp_type in _BITS:
+        if field.cpp_type in BITS:
             if not text.removeprefix("-").isdecimal() or len(text) > 20:
                 raise ValueError
             return scalar(field)(int(text))
@@ -303,7 +303,7 @@ def from_text(field: FieldDescriptor, text: str) -> Any:
             raise ValueError
         return value
     except ValueError:
-        raise Wrong(f"expected {'an integer' if field.cpp_type in _BITS else 'a number'}, not {text[:40]!r}") from None
+        raise Wrong(f"expected {'an integer' if field.cpp_type in BITS else 'a number'}, not {text[:40]!r}") from None
 
 
 # Well-known types

@@ -51,19 +51,19 @@ def negotiate(api: Api, path: str, alias: bool, headers: Mapping[str, str],
             raise NotAcceptable("microversion", f"Version {wanted} is not supported by the API. Minimum is {offered.min_version} "
                                                 f"and maximum is {offered.max_version}.")
     text = f"{chosen[0]}.{chosen[1]}"
-    answer = [(_HEADER, f"{_service(api)} {text}")]
+    answer = [(_HEADER, f"{service_name(api)} {text}")]
     if api.family == Family.NOVA:
         return chosen, [*answer, (_LEGACY, text), ("Vary", f"{_HEADER}, {_LEGACY}")]
     return chosen, [*answer, ("Vary", _HEADER)]
 
 
-def _service(api: Api) -> str:
+def service_name(api: Api) -> str:
     """The name that the header gives an API, which for block storage is not its catalog type."""
     return "volume" if api.family == Family.CINDER else api.type
 
 
 def _requested(api: Api, headers: Mapping[str, str]) -> str | None:
-    service = _service(api)
+    service = service_name(api)
     for item in headers.get(_HEADER.lower(), "").split(","):
         name, _, version = item.strip().partition(" ")
         if name.lower() == service:
