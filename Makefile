@@ -34,7 +34,7 @@ system:
 environment: system $(VENV)/.installed
 
 # The lock file pins the whole development environment; the project itself is installed from this tree.
-$(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find protos scheduler -name '*.proto' -o -name '*.pyx' -o -name '*.pxd')
+$(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find protos scheduler control -name '*.proto' -o -name '*.pyx' -o -name '*.pxd')
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the Python environment into $(VENV)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock

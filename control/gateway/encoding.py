@@ -22,7 +22,8 @@ from protos.brume.v1 import options_pb2
 #: The field of a list's answer that says where the next page begins; links are made of it.
 NEXT_MARKER = "next_page_marker"
 
-_WRAPPERS = frozenset(f"google.protobuf.{kind}Value" for kind in
+#: The messages that stand for one scalar with presence.
+WRAPPERS = frozenset(f"google.protobuf.{kind}Value" for kind in
                       ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String"))
 
 Encode = Callable[[Message, Context], Any]
@@ -134,7 +135,7 @@ class Encoders:
                     conditions.append(f"has({field.name!r})")
             elif options.omit_empty:
                 conditions.append(_read(field))
-            elif options.nullable and (field.is_repeated or field.type in _EMPTY_IS_NULL):
+            elif options.nullable and (field.is_repeated or field.type in EMPTY_IS_NULL):
                 value = f"{value} if {_read(field)} else None"
             if conditions:
                 sometimes.append(f"if {' and '.join(conditions)}: d[{field_name(field)!r}] = {value}")
@@ -161,7 +162,7 @@ class Encoders:
     def _value(self, field: FieldDescriptor) -> str:
         """Source text of a field's JSON value, the field being set."""
         read = _read(field)
-        if _is_map(field):
+        if is_map(field):
             key, item = field.message_type.fields_by_name["key"], field.message_type.fields_by_name["value"]
             key_text = "k" if key.type == key.TYPE_STRING else "str(k).lower()" if key.type == key.TYPE_BOOL else "str(k)"
             return f"{{{key_text}: {self._element(item, 'x[k]')} for x in ({read},) for k in x}}"
@@ -187,7 +188,7 @@ class Encoders:
                     return "{}"
                 case "google.protobuf.FieldMask":
                     return f"','.join({text}.paths)"
-                case name if name in _WRAPPERS:
+                case name if name in WRAPPERS:
                     return f"{text}.value"
                 case name if name.startswith("google.protobuf."):
                     raise ValueError(f"{field.full_name}: {name} has no JSON form here; hide the field or change its type")
@@ -211,12 +212,13 @@ class Encoders:
 
 
 #: Types without presence whose zero value means "none", so that null can be written for it.
-_EMPTY_IS_NULL = frozenset({FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_ENUM})
+EMPTY_IS_NULL = frozenset({FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_ENUM})
 
 
 def _read(field: FieldDescriptor) -> str:
     return f"getattr(m, {field.name!r})" if keyword.iskeyword(field.name) else f"m.{field.name}"
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether a field is a map."""
     return bool(field.is_repeated and field.message_type is not None and field.message_type.GetOptions().map_entry)
