@@ -22,5 +22,14 @@ Keys:
     /identity/services|endpoints|regions/<id>
     /identity/application-credentials/<id>   ApplicationCredentialRecord
     /identity/token-keys/<id>                TokenKey
+    /identity/vault-keys/<id>                VaultKey: what credentials and domain configurations are sealed with
+    /identity/credentials/<id>               CredentialRecord
+    /identity/trusts/<id>                    Trust
+    /identity/policies/<id>                  Policy
+    /identity/policy-places/<endpoint>/<service>/<region>          PolicyPlace
+    /identity/endpoint-groups/<id>           EndpointGroup
+    /identity/endpoint-grants/<project>/<"endpoint" or "group">/<id>   EndpointGrant
+    /identity/registered-limits|limits/<id>  RegisteredLimit, Limit
+    /identity/domain-configs/<domain>        DomainConfigRecord
     /identity/revocations/<audit id>         Revocation, until the token would have ended anyway
 """

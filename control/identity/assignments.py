@@ -38,6 +38,18 @@ class Assignments:
     async def ListAssignedRoles(self, request: pb.ListAssignedRolesRequest, call: Call) -> ListRolesResponse:
         return self._listed(call, _wanted(request, _target(request)))
 
+    async def AssignInheritedRole(self, request: pb.AssignRoleRequest, call: Call) -> Empty:
+        return await self._assign(_wanted(request, _target(request), inherited=True))
+
+    async def CheckInheritedRole(self, request: pb.CheckRoleRequest, call: Call) -> Empty:
+        return self._check(call, _wanted(request, _target(request), inherited=True))
+
+    async def UnassignInheritedRole(self, request: pb.UnassignRoleRequest, call: Call) -> Empty:
+        return await self._unassign(_wanted(request, _target(request), inherited=True))
+
+    async def ListInheritedRoles(self, request: pb.ListAssignedRolesRequest, call: Call) -> ListRolesResponse:
+        return self._listed(call, _wanted(request, _target(request), inherited=True))
+
     async def AssignSystemRole(self, request: pb.AssignSystemRoleRequest, call: Call) -> Empty:
         return await self._assign(_wanted(request, SYSTEM))
 
@@ -64,7 +76,7 @@ class Assignments:
         if effective:
             rows = (spelled for row in rows for spelled in self._effective(row))
         wanted = self._filters(query, subtree="include_subtree" in flags)
-        shown = (self._shown(row, names="include_names" in flags) for row in rows if wanted(row.row))
+        shown = (self._shown(row, names="include_names" in flags) for row in rows if wanted(row))
         return pb.ListRoleAssignmentsResponse(role_assignments=[row for row in shown if row is not None])
 
     # Giving and taking
@@ -103,7 +115,7 @@ class Assignments:
         access.require_reader(call, "list_grants")
         self._require_ends(wanted, self._db)
         held = self._db.cache.by(ASSIGNMENT, "pair", pair((wanted.actor_type, wanted.actor_id),
-                                                          (wanted.target_type, wanted.target_id, False)))
+                                                          (wanted.target_type, wanted.target_id, wanted.inherited)))
         roles = (self._db.get(ROLE, row.role_id) for row in held)
         return listed([role for role in roles if role is not None])
 
@@ -136,7 +148,8 @@ class Assignments:
 
     def _filters(self, query: dict[str, list[str]], *, subtree: bool):
         """The predicate of a list's query."""
-        def matches(row: Assignment) -> bool:
+        def matches(effective: _Effective) -> bool:
+            row = effective.row
             for key, values in query.items():
                 match key:
                     case "user.id" | "group.id":
@@ -151,7 +164,7 @@ class Assignments:
                     case "scope.system":
                         holds = row.target_type == "system"
                     case "scope.OS-INHERIT:inherited_to":
-                        holds = row.inherited
+                        holds = effective.source.inherited and values == ["projects"]
                     case _:
                         holds = True
                 if not holds:
@@ -180,6 +193,8 @@ class Assignments:
         else:
             end = pb.Named(id=row.row.actor_id)
         getattr(shown, row.row.actor_type).CopyFrom(end)
+        if row.row.inherited:
+            shown.scope.inherited_to = "projects"
         if row.row.target_type == "system":
             shown.scope.system.all = True
             return shown
@@ -228,11 +243,12 @@ def _target(request) -> tuple[str, str]:
     return ("project", request.project_id) if request.project_id else ("domain", request.domain_id)
 
 
-def _wanted(request, target: tuple[str, str]) -> Assignment:
+def _wanted(request, target: tuple[str, str], *, inherited: bool = False) -> Assignment:
     if bool(request.user_id) == bool(request.group_id):
         raise Invalid("identity.assignment.actor", "Exactly one of user_id and group_id is required.")
     return Assignment(actor_type="user" if request.user_id else "group", actor_id=request.user_id or request.group_id,
-                      target_type=target[0], target_id=target[1], role_id=getattr(request, "role_id", ""))
+                      target_type=target[0], target_id=target[1], role_id=getattr(request, "role_id", ""),
+                      inherited=inherited)
 
 
 def _not_assigned(wanted: Assignment):

@@ -39,6 +39,7 @@ class Scope:
     project_id: str = ""
     domain_id: str = ""
     system: bool = False
+    trust_id: str = ""
 
 
 class Authentication:
@@ -154,6 +155,8 @@ class Authentication:
                 return Scope(domain_id=self._domain(named.id, named.name) or "-"), True
             case "project":
                 return Scope(project_id=self._project(value) or "-"), True
+            case "OS-TRUST:trust":
+                return Scope(trust_id=_reference(value).id or "-"), True
         raise _malformed("project, domain or system")
 
     def _project(self, wanted: dict) -> str:

@@ -15,7 +15,7 @@ from control.identity.model import (
     require_domain,
     take_name,
 )
-from control.identity.removal import remove_domain
+from control.identity.removal import refuse_immutable, remove_domain
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
 from control.kernel.listing import page, select
@@ -62,6 +62,8 @@ class Domains:
     async def UpdateDomain(self, request: pb.UpdateDomainRequest, call: Call) -> pb.UpdateDomainResponse:
         def decide(transaction: Transaction) -> ProjectRecord:
             record = require_domain(transaction, request.domain_id)
+            if set(request.update_mask.paths) - {"options"}:
+                refuse_immutable("domain", record.project)
             before, was_enabled = record.project.name, record.project.enabled
             apply_update(record.project, request.domain, request.update_mask.paths)
             check_name("domain", record.project.name)
@@ -75,7 +77,9 @@ class Domains:
         return pb.UpdateDomainResponse(domain=domain_of((await self._db.transact(decide)).project))
 
     async def DeleteDomain(self, request: pb.DeleteDomainRequest, call: Call) -> Empty:
-        if require_domain(self._db, request.domain_id).project.enabled:
+        domain = require_domain(self._db, request.domain_id).project
+        refuse_immutable("domain", domain)
+        if domain.enabled:
             raise access.forbidden("identity.domain.enabled", "cannot delete a domain that is enabled, please disable it first")
         await remove_domain(self._db, request.domain_id)
         return Empty()

@@ -14,27 +14,37 @@ from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid, NotFound
 from protos.identity.v1.catalog_pb2 import Endpoint, Region, Service
 from protos.identity.v1.domains_pb2 import Domain
+from protos.identity.v1.endpoint_filters_pb2 import EndpointGroup
 from protos.identity.v1.groups_pb2 import Group
+from protos.identity.v1.limits_pb2 import Limit, RegisteredLimit
+from protos.identity.v1.policies_pb2 import Policy
 from protos.identity.v1.projects_pb2 import Project
 from protos.identity.v1.records_pb2 import (
     ApplicationCredentialRecord,
     Assignment,
+    CredentialRecord,
+    DomainConfigRecord,
+    EndpointGrant,
     Entry,
     Implication,
     Membership,
+    PolicyPlace,
     ProjectRecord,
     Revocation,
     TokenKey,
     UserRecord,
+    VaultKey,
 )
 from protos.identity.v1.roles_pb2 import Role
+from protos.identity.v1.trusts_pb2 import Trust
 
 M = TypeVar("M", bound=Message)
 
 DEFAULT_DOMAIN = "default"
 
 #: Characters that a name may have at most, by noun.
-NAME_LIMITS = {"user": 255, "project": 64, "domain": 64, "group": 64, "role": 255, "service": 255, "application credential": 255}
+NAME_LIMITS = {"user": 255, "project": 64, "domain": 64, "group": 64, "role": 255, "service": 255, "application credential": 255,
+               "endpoint group": 255}
 MAX_DESCRIPTION = 65535
 MAX_EXTRA = 32 * 1024          # bytes, names and values together
 MAX_TAGS, MAX_TAG = 80, 255
@@ -78,13 +88,38 @@ CREDENTIAL = Kind("/identity/application-credentials/", ApplicationCredentialRec
                   indexes={"user": lambda record: (record.application_credential.user_id,),
                            "project": lambda record: (record.application_credential.project_id,)})
 TOKEN_KEY = Kind("/identity/token-keys/", TokenKey)
+VAULT_KEY = Kind("/identity/vault-keys/", VaultKey)
+SECRET = Kind("/identity/credentials/", CredentialRecord, id_of=lambda record: (record.credential.id,), indexes={
+    "user": lambda record: (record.credential.user_id,), "project": lambda record: (record.credential.project_id,)})
+TRUST = Kind("/identity/trusts/", Trust, indexes={
+    "trustor": lambda trust: (trust.trustor_user_id,), "trustee": lambda trust: (trust.trustee_user_id,),
+    "project": lambda trust: (trust.project_id,), "source": lambda trust: (trust.redelegated_trust_id,)})
+POLICY = Kind("/identity/policies/", Policy)
+POLICY_PLACE = Kind("/identity/policy-places/", PolicyPlace,
+                    id_of=lambda place: (place.endpoint_id or "-", place.service_id or "-", place.region_id or "-"),
+                    indexes={"policy": lambda place: (place.policy_id,), "endpoint": lambda place: (place.endpoint_id,),
+                             "service": lambda place: (place.service_id,), "region": lambda place: (place.region_id,)})
+ENDPOINT_GROUP = Kind("/identity/endpoint-groups/", EndpointGroup)
+ENDPOINT_GRANT = Kind("/identity/endpoint-grants/", EndpointGrant,
+                      id_of=lambda grant: (grant.project_id, grant.what, grant.id),
+                      indexes={"project": lambda grant: (grant.project_id,),
+                               "given": lambda grant: (f"{grant.what}/{grant.id}",)})
+REGISTERED_LIMIT = Kind("/identity/registered-limits/", RegisteredLimit, indexes={
+    "service": lambda limit: (limit.service_id,), "region": lambda limit: (limit.region_id,)})
+LIMIT = Kind("/identity/limits/", Limit, indexes={
+    "project": lambda limit: (limit.project_id or limit.domain_id,),
+    "service": lambda limit: (limit.service_id,)})
+DOMAIN_CONFIG = Kind("/identity/domain-configs/", DomainConfigRecord, id_of=lambda record: (record.domain_id,))
 REVOCATION = Kind("/identity/revocations/", Revocation, id_of=lambda revocation: (revocation.audit_id,))
 
 KINDS: tuple[Kind, ...] = (PROJECT, USER, GROUP, MEMBER, ROLE, IMPLICATION, ASSIGNMENT, ENTRY, SERVICE, ENDPOINT, REGION,
-                           CREDENTIAL, TOKEN_KEY, REVOCATION)
+                           CREDENTIAL, TOKEN_KEY, REVOCATION, VAULT_KEY, SECRET, TRUST, POLICY, POLICY_PLACE,
+                           ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG)
 
 _NOUNS = {id(PROJECT): "project", id(USER): "user", id(GROUP): "group", id(ROLE): "role", id(SERVICE): "service",
-          id(ENDPOINT): "endpoint", id(REGION): "region", id(CREDENTIAL): "application credential"}
+          id(ENDPOINT): "endpoint", id(REGION): "region", id(CREDENTIAL): "application credential",
+          id(SECRET): "credential", id(TRUST): "trust", id(POLICY): "policy", id(ENDPOINT_GROUP): "endpoint group",
+          id(REGISTERED_LIMIT): "registered limit", id(LIMIT): "limit"}
 
 
 # Finding
@@ -143,6 +178,14 @@ def id_by_name(reader: Database | Transaction, noun: str, scope: str, name: str)
     return entry.id if entry else ""
 
 
+def limit_entry(limit: Limit | RegisteredLimit) -> Entry:
+    """The key that a limit takes: there is one for a resource in a region, of everybody or of one project or domain."""
+    place = f"{limit.service_id}/{limit.region_id}/{limit.resource_name}"
+    if isinstance(limit, RegisteredLimit):
+        return Entry(noun="registered limit", scope="", name=place, id=limit.id)
+    return Entry(noun="limit", scope=limit.project_id or limit.domain_id, name=place, id=limit.id)
+
+
 # Limits
 
 def check_name(noun: str, name: str) -> None:
@@ -181,7 +224,7 @@ def check_tags(tags: Iterable[str]) -> None:
 # Changing
 
 #: What the service itself decides, whoever sends it.
-_GIVEN = frozenset({"id", "links", "password_expires_at"})
+_GIVEN = frozenset({"id", "links", "password_expires_at", "parents", "subtree"})
 
 
 def new_resource(wanted: M) -> M:

@@ -1,5 +1,6 @@
 """Serves projects."""
 import uuid
+from collections.abc import Callable
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -12,13 +13,16 @@ from control.identity.model import (
     apply_update,
     check_name,
     check_resource,
+    check_tags,
+    missing,
     new_resource,
     rename,
     require,
     require_domain,
     take_name,
 )
-from control.identity.removal import remove_project
+from control.identity.project_tree import check_switch, with_family
+from control.identity.removal import refuse_immutable, remove_project
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid
@@ -60,17 +64,19 @@ class Projects:
         return listed(projects, request.filters, request.limit, request.marker)
 
     async def GetProject(self, request: pb.GetProjectRequest, call: Call) -> pb.GetProjectResponse:
-        caller, project_id = call.caller, request.project_id
-        if project_id != caller.project_id and not roles_on(self._db, caller.user_id, "project", project_id):
-            access.require_reader(call, "get_project")
-        return pb.GetProjectResponse(project=require(self._db, PROJECT, request.project_id).project)
+        project = self._visible(request.project_id, call, "get_project")
+        return pb.GetProjectResponse(project=with_family(self._db, project, request.query, call))
 
     async def UpdateProject(self, request: pb.UpdateProjectRequest, call: Call) -> pb.UpdateProjectResponse:
         def decide(transaction: Transaction) -> ProjectRecord:
             record = require(transaction, PROJECT, request.project_id)
             project = record.project
+            if set(request.update_mask.paths) - {"options"}:
+                refuse_immutable("project", project)
             before, was_enabled = project.name, project.enabled
             apply_update(project, request.project, request.update_mask.paths, ("domain_id", "parent_id", "is_domain"))
+            if was_enabled != project.enabled:
+                check_switch(self._db, project)
             noun = "domain" if project.is_domain else "project"
             check_name(noun, project.name)
             check_resource(project)
@@ -86,6 +92,56 @@ class Projects:
         await remove_project(self._db, request.project_id)
         return Empty()
 
+    # Tags
+
+    async def ListTags(self, request: pb.ListTagsRequest, call: Call) -> pb.TagsResponse:
+        return pb.TagsResponse(tags=self._visible(request.project_id, call, "list_project_tags").tags)
+
+    async def SetTags(self, request: pb.SetTagsRequest, call: Call) -> pb.TagsResponse:
+        check_tags(request.tags)
+        return pb.TagsResponse(tags=await self._tag(request.project_id, lambda tags: list(request.tags)))
+
+    async def DeleteTags(self, request: pb.DeleteTagsRequest, call: Call) -> Empty:
+        await self._tag(request.project_id, lambda tags: [])
+        return Empty()
+
+    async def AddTag(self, request: pb.AddTagRequest, call: Call) -> Empty:
+        await self._tag(request.project_id, lambda tags: tags if request.tag in tags else [*tags, request.tag])
+        return Empty()
+
+    async def CheckTag(self, request: pb.CheckTagRequest, call: Call) -> Empty:
+        if request.tag not in self._visible(request.project_id, call, "get_project_tag").tags:
+            raise missing("project tag", request.tag)
+        return Empty()
+
+    async def DeleteTag(self, request: pb.DeleteTagRequest, call: Call) -> Empty:
+        def without(tags: list[str]) -> list[str]:
+            if request.tag not in tags:
+                raise missing("project tag", request.tag)
+            return [tag for tag in tags if tag != request.tag]
+
+        await self._tag(request.project_id, without)
+        return Empty()
+
+    async def _tag(self, project_id: str, change: Callable[[list[str]], list[str]]) -> list[str]:
+        """Change a project's tags; the new ones."""
+        def decide(transaction: Transaction) -> list[str]:
+            record = require(transaction, PROJECT, project_id)
+            refuse_immutable("project", record.project)
+            tags = change(list(record.project.tags))
+            check_tags(tags)
+            del record.project.tags[:]
+            record.project.tags.extend(tags)
+            transaction.put(PROJECT, record)
+            return tags
+
+        return await self._db.transact(decide)
+
+    def _visible(self, project_id: str, call: Call, action: str) -> pb.Project:
+        if project_id != call.caller.project_id and not roles_on(self._db, call.caller.user_id, "project", project_id):
+            access.require_reader(call, action)
+        return require(self._db, PROJECT, project_id).project
+
     def _place(self, transaction: Transaction, project: pb.Project, home: str) -> None:
         """Settle a new project's domain and parent. Raises NotFound, Invalid or Denied where they cannot be so."""
         if project.is_domain:
@@ -100,6 +156,9 @@ class Projects:
             if project.domain_id and project.domain_id != domain_id:
                 raise Invalid("identity.project.parent", "The project and its parent are in different domains.")
             if not parent.is_domain:
+                for above in (parent, *ancestors(self._db, parent)):
+                    if not above.enabled:
+                        raise access.forbidden("identity.project.disabled", f"the project {above.id} above it is disabled")
                 if len(list(ancestors(self._db, parent))) + 2 > MAX_DEPTH:
                     raise access.forbidden("identity.project.depth", f"max hierarchy depth reached for {parent.id} branch")
                 transaction.put(ENTRY, Entry(noun="child", scope=parent.id, name=project.id, id=project.id))

@@ -5,9 +5,27 @@ A crash in between leaves the thing with fewer dependents; deleting it again goe
 from collections.abc import Callable
 
 from control.identity.access import forbidden
-from control.identity.model import ASSIGNMENT, CREDENTIAL, ENTRY, GROUP, IMPLICATION, MEMBER, PROJECT, ROLE, USER, require
+from control.identity.model import (
+    ASSIGNMENT,
+    CREDENTIAL,
+    DOMAIN_CONFIG,
+    ENDPOINT_GRANT,
+    ENTRY,
+    GROUP,
+    IMPLICATION,
+    LIMIT,
+    MEMBER,
+    PROJECT,
+    ROLE,
+    SECRET,
+    TRUST,
+    USER,
+    limit_entry,
+    require,
+)
 from control.kernel.cache import Kind
 from control.kernel.database import Database, Transaction
+from protos.identity.v1.projects_pb2 import Project
 from protos.identity.v1.roles_pb2 import Role
 
 #: Dependents deleted in one commit; etcd takes 128 operations.
@@ -57,6 +75,25 @@ def _credentials(db: Database, index: str, value: str) -> Dependents:
     return found
 
 
+def _secrets(db: Database, index: str, value: str) -> Dependents:
+    return [(SECRET, (record.credential.id,)) for record in db.cache.by(SECRET, index, value)]
+
+
+def _trusts(db: Database, index: str, value: str) -> Dependents:
+    return [found for trust in db.cache.by(TRUST, index, value) for found in ((TRUST, (trust.id,)), *trusts_below(db, trust.id))]
+
+
+def trusts_below(db: Database, trust_id: str) -> Dependents:
+    """The trusts that were made from one, and from those."""
+    return _trusts(db, "source", trust_id)
+
+
+def limits(db: Database, index: str, value: str) -> Dependents:
+    """Limits with the keys that hold their places."""
+    return [found for limit in db.cache.by(LIMIT, index, value)
+            for found in ((LIMIT, (limit.id,)), (ENTRY, ENTRY.id_of(limit_entry(limit))))]
+
+
 async def remove_user(db: Database, user_id: str) -> None:
     def delete(transaction: Transaction) -> None:
         user = require(transaction, USER, user_id).user
@@ -66,7 +103,8 @@ async def remove_user(db: Database, user_id: str) -> None:
     await remove(db, lambda transaction: _require(transaction, USER, user_id), lambda: [
         *_assignments(db, "actor", f"user/{user_id}"),
         *((MEMBER, (row.group_id, user_id)) for row in db.cache.by(MEMBER, "user", user_id)),
-        *_credentials(db, "user", user_id)], delete)
+        *_credentials(db, "user", user_id), *_secrets(db, "user", user_id),
+        *_trusts(db, "trustor", user_id), *_trusts(db, "trustee", user_id)], delete)
 
 
 async def remove_group(db: Database, group_id: str) -> None:
@@ -83,6 +121,7 @@ async def remove_group(db: Database, group_id: str) -> None:
 async def remove_project(db: Database, project_id: str) -> None:
     def check(transaction: Transaction) -> None:
         project = require(transaction, PROJECT, project_id).project
+        refuse_immutable("domain" if project.is_domain else "project", project)
         if project.is_domain and project.enabled:
             raise forbidden("identity.project.domain", "cannot delete an enabled project that acts as a domain")
         if db.cache.count(PROJECT, "parent", project_id):
@@ -101,13 +140,16 @@ async def remove_project(db: Database, project_id: str) -> None:
                 transaction.guard_empty(ENTRY, noun, project_id)
 
     target = "domain" if (found := db.get(PROJECT, project_id)) and found.project.is_domain else "project"
-    await remove(db, check, lambda: [*_assignments(db, "target", f"{target}/{project_id}"),
-                                     *_credentials(db, "project", project_id)], delete)
+    await remove(db, check, lambda: [
+        *_assignments(db, "target", f"{target}/{project_id}"), *_credentials(db, "project", project_id),
+        *_secrets(db, "project", project_id), *_trusts(db, "project", project_id), *limits(db, "project", project_id),
+        *((ENDPOINT_GRANT, ENDPOINT_GRANT.id_of(grant)) for grant in db.cache.by(ENDPOINT_GRANT, "project", project_id)),
+        *([(DOMAIN_CONFIG, (project_id,))] if db.get(DOMAIN_CONFIG, project_id) else [])], delete)
 
 
 async def remove_role(db: Database, role_id: str) -> None:
     def check(transaction: Transaction) -> None:
-        refuse_immutable(require(transaction, ROLE, role_id))
+        refuse_immutable("role", require(transaction, ROLE, role_id))
 
     def delete(transaction: Transaction) -> None:
         role = require(transaction, ROLE, role_id)
@@ -135,10 +177,10 @@ async def remove_domain(db: Database, domain_id: str) -> None:
     await remove_project(db, domain_id)
 
 
-def refuse_immutable(role: Role) -> None:
-    """Raise Denied for a role that must not change."""
-    if "immutable" in role.options and role.options["immutable"] is True:
-        raise forbidden("identity.role.immutable", f"the role {role.name} is immutable")
+def refuse_immutable(noun: str, resource: Role | Project) -> None:
+    """Raise Denied for a role, a project or a domain that must not change."""
+    if "immutable" in resource.options and resource.options["immutable"] is True:
+        raise forbidden(f"identity.{noun}.immutable", f"the {noun} {resource.name} is immutable")
 
 
 def _require(transaction: Transaction, kind: Kind, identifier: str) -> None:

@@ -65,7 +65,7 @@ class Roles:
         def decide(transaction: Transaction) -> pb.Role:
             role = require(transaction, ROLE, request.role_id)
             if set(request.update_mask.paths) - {"options"}:
-                refuse_immutable(role)
+                refuse_immutable("role", role)
             before = role.name
             apply_update(role, request.role, request.update_mask.paths, ("domain_id",))
             check_name("role", role.name)
@@ -102,6 +102,9 @@ class Roles:
             if prior.id == implied.id or prior.id in {role.id for role in expand(self._db, [implied.id])}:
                 raise Invalid("identity.implication.circle",
                               f"Invalid implied role: {implied.name} implies {prior.name} already.")
+            if implied.domain_id and implied.domain_id != prior.domain_id:
+                raise access.forbidden("identity.implication.domain", f"the role {implied.name} is private to a domain, and "
+                                                                      f"{prior.name} is not")
             for role in (prior, implied):
                 transaction.guard_exists(ROLE, role.id)
             transaction.put(IMPLICATION, Implication(prior_role_id=prior.id, implied_role_id=implied.id))

@@ -6,8 +6,11 @@ from control.identity.assignments import Assignments
 from control.identity.authentication import Authentication
 from control.identity.bootstrap import bootstrap
 from control.identity.catalog import Catalog
+from control.identity.credentials import Credentials
 from control.identity.domains import Domains
+from control.identity.ec2 import Ec2Credentials
 from control.identity.groups import Groups, Memberships
+from control.identity.issuing import Issuer
 from control.identity.model import DEFAULT_DOMAIN, KINDS, id_by_name
 from control.identity.passwords import Passwords
 from control.identity.projects import Projects
@@ -15,6 +18,7 @@ from control.identity.roles import Roles
 from control.identity.sealing import Sealer, keep_rotating, rotate
 from control.identity.sessions import TokenAuthenticator
 from control.identity.tokens import Tokens
+from control.identity.trusts import Trusts
 from control.identity.users import Users
 from control.kernel.database import Database
 from protos.identity.v1 import (
@@ -22,12 +26,15 @@ from protos.identity.v1 import (
     application_credentials_pb2,
     assignments_pb2,
     catalog_pb2,
+    credentials_pb2,
     domains_pb2,
+    ec2_pb2,
     groups_pb2,
     memberships_pb2,
     projects_pb2,
     roles_pb2,
     tokens_pb2,
+    trusts_pb2,
     users_pb2,
 )
 
@@ -42,8 +49,9 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
     """Every servicer with the descriptor of what it serves. `authenticator` is the one that the dispatcher has."""
     passwords = passwords or Passwords()
     authentication = Authentication(db, passwords, authenticator)
+    issuer = Issuer(db, Sealer(db))
     made = [
-        (Tokens(db, authentication, authenticator, Sealer(db)), tokens_pb2, "Tokens"),
+        (Tokens(db, authentication, authenticator, issuer), tokens_pb2, "Tokens"),
         (Domains(db), domains_pb2, "Domains"),
         (Projects(db), projects_pb2, "Projects"),
         (Users(db, passwords, authentication), users_pb2, "Users"),
@@ -52,6 +60,9 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (Roles(db), roles_pb2, "Roles"),
         (Assignments(db), assignments_pb2, "Assignments"),
         (Catalog(db), catalog_pb2, "Catalog"),
+        (Credentials(db), credentials_pb2, "Credentials"),
+        (Ec2Credentials(db, authenticator, issuer), ec2_pb2, "Ec2Credentials"),
+        (Trusts(db, authenticator), trusts_pb2, "Trusts"),
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
     ]
     return [(servicer, module.DESCRIPTOR.services_by_name[name]) for servicer, module, name in made]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from control.identity.holdings import SYSTEM, ancestors, expand, roles_on
-from control.identity.model import CREDENTIAL, KINDS, PROJECT, REVOCATION, USER
+from control.identity.model import CREDENTIAL, KINDS, PROJECT, REVOCATION, TRUST, USER
 from control.identity.sealing import Sealer
 from control.kernel.cache import Change
 from control.kernel.caller import Caller
@@ -20,6 +20,7 @@ from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
 from protos.identity.v1.projects_pb2 import Project
 from protos.identity.v1.records_pb2 import ProjectRecord, TokenPayload
 from protos.identity.v1.roles_pb2 import Role
+from protos.identity.v1.trusts_pb2 import Trust
 from protos.identity.v1.users_pb2 import User
 
 #: Tokens remembered with what they are worth. One takes about 1 KiB; one that is forgotten costs 0.2 ms to judge again.
@@ -27,6 +28,13 @@ REMEMBERED = 10_000
 
 #: Seconds to wait for a replica that has seen less than the one that issued a token.
 BEHIND = 2.0
+
+
+#: The target of a token that was got with a trust for no project: it has no roles.
+NOWHERE = ("", "")
+
+#: Trusts that stand on one another at most.
+MAX_CHAIN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +88,13 @@ def session_of(db: Database, payload: TokenPayload) -> Session:
         target = ("domain", domain.id)
     elif payload.system:
         target = SYSTEM
-    roles = roles_on(db, holder.user.id, *target) if target else []
+    roles = roles_on(db, holder.user.id, *target) if target and not payload.trust_id else []
+    if payload.trust_id:
+        target, roles = target or NOWHERE, _entrusted(db, payload)
     credential = None
     if payload.application_credential_id:
         credential, roles = _through(db, payload, roles)
-    if target and not roles:
+    if target and target != NOWHERE and not roles:
         raise refused("token.roles")
     return Session(payload, holder.user, user_domain, project, project_domain, domain, roles, credential)
 
@@ -99,6 +109,39 @@ def _through(db: Database, payload: TokenPayload, roles: list[Role]) -> tuple[Ap
         raise refused("token.credential")
     allowed = {role.id for role in expand(db, (role.id for role in credential.roles))}
     return credential, [role for role in roles if role.id in allowed]
+
+
+def chain_of(db: Database, trust_id: str) -> list[Trust]:
+    """A trust, used up or not, and those that it was made from, nearest first. Raises Unauthenticated where one has ended."""
+    found: list[Trust] = []
+    while trust_id and len(found) < MAX_CHAIN:
+        trust = db.get(TRUST, trust_id)
+        if trust is None or (trust.HasField("expires_at") and trust.expires_at.ToMicroseconds() <= time.time_ns() // 1000):
+            raise refused("token.trust")
+        found.append(trust)
+        trust_id = trust.redelegated_trust_id
+    return found
+
+
+def _entrusted(db: Database, payload: TokenPayload) -> list[Role]:
+    """The roles of a token that was got with a trust: all of the trust's, as long as its first trustor has each one.
+
+    All who trust and are trusted on the way have to be enabled, whichever of them the token speaks for.
+    """
+    chain = chain_of(db, payload.trust_id)
+    for user_id in {user_id for trust in chain for user_id in (trust.trustor_user_id, trust.trustee_user_id)}:
+        holder = db.get(USER, user_id)
+        if holder is None or not holder.user.enabled or _revoked(holder, payload):
+            raise refused("token.trust")
+        _enabled(db, holder.user.domain_id, payload)
+    trust = chain[0]
+    if not trust.project_id:
+        return []
+    held = {role.id for role in roles_on(db, chain[-1].trustor_user_id, "project", trust.project_id)}
+    wanted = {role.id for role in trust.roles}
+    if not wanted <= held:
+        raise refused("token.trust")
+    return [role for role in expand(db, wanted) if role.id in held]
 
 
 def _enabled(db: Database, project_id: str, payload: TokenPayload) -> Project:
@@ -132,6 +175,9 @@ class TokenAuthenticator:
         session = await self.session(token)
         caller = session.caller()
         ends = session.payload.expires_at
+        for trust in chain_of(self._db, session.payload.trust_id):
+            if trust.HasField("expires_at"):
+                ends = min(ends, trust.expires_at.ToMicroseconds())
         if session.credential is not None and session.credential.HasField("expires_at"):
             ends = min(ends, session.credential.expires_at.ToMicroseconds())
         self._known[token] = (ends / 1e6, caller)
