@@ -19,7 +19,8 @@ from protos.brume.v1 import options_pb2
 
 _ROOT = Path(options_pb2.__file__).parents[3]
 _TYPES = {FieldDescriptor.CPPTYPE_STRING: "string", FieldDescriptor.CPPTYPE_BOOL: "boolean",
-          FieldDescriptor.CPPTYPE_ENUM: "string", FieldDescriptor.CPPTYPE_DOUBLE: "number", FieldDescriptor.CPPTYPE_FLOAT: "number"}
+          FieldDescriptor.CPPTYPE_ENUM: "string", FieldDescriptor.CPPTYPE_DOUBLE: "number",
+          FieldDescriptor.CPPTYPE_FLOAT: "number"}
 _WELL_KNOWN = {"Timestamp": "time", "Value": "any", "Struct": "object", "ListValue": "list", "Empty": "object",
                "FieldMask": "string", "StringValue": "string", "BoolValue": "boolean"}
 
