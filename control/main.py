@@ -4,6 +4,7 @@ Start: the cache follows the store, what a new cloud needs is made, the listener
 finish what they have begun, leadership is given up, connections close.
 """
 import asyncio
+import dataclasses
 import logging
 import os
 import socket
@@ -69,7 +70,9 @@ class Replica:
         self.for_agents.add(self.hosts, hosts_pb2.DESCRIPTOR.services_by_name["Hosts"])
 
     def _servicers(self) -> Sequence[tuple[object, ServiceDescriptor]]:
-        return [*identity.servicers(self.database, self.authenticator),
+        compliance = identity.Compliance(**{item.name: getattr(self.config, item.name)
+                                            for item in dataclasses.fields(identity.Compliance)})
+        return [*identity.servicers(self.database, self.authenticator, compliance=compliance),
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts),
                 *network.servicers(self.database),

@@ -55,6 +55,8 @@ def fault(family: int, error: Error, request_id: str, accept: str = "") -> Fault
     Args:
       accept: the request's Accept header, for families that have more than JSON.
     """
+    if error.document is not None:
+        return Fault(error.http, JSON, orjson.dumps(error.document))
     status = _EXHAUSTED.get(family, error.http) if isinstance(error, Exhausted) else error.http
     if family == Family.GLANCE and JSON not in accept:
         return Fault(status, "text/html; charset=UTF-8", _glance_page(status, str(error)))

@@ -5,6 +5,7 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 
 from control.identity import access
+from control.identity.access_rules import check_rules, keep_rule
 from control.identity.model import CREDENTIAL, ENTRY, MAX_DESCRIPTION, PROJECT, USER, check_name, missing, require, take_name
 from control.identity.passwords import Passwords
 from control.identity.sessions import Session, TokenAuthenticator
@@ -35,9 +36,7 @@ class ApplicationCredentials:
             raise access.denied("create_application_credential")
         if not caller.project_id:
             raise Invalid("identity.credential.scope", "An application credential needs a project-scoped token.")
-        if wanted.access_rules:
-            raise Invalid("identity.credential.access_rules",
-                          "Invalid input for field 'access_rules': access rules are not supported.")
+        check_rules(wanted.access_rules)
         session = await self._session(call)
         check_name("application credential", wanted.name)
         if len(wanted.description) > MAX_DESCRIPTION:
@@ -60,9 +59,13 @@ class ApplicationCredentials:
             transaction.guard_exists(USER, caller.user_id)
             transaction.guard_exists(PROJECT, caller.project_id)
             take_name(transaction, "application credential", caller.user_id, credential.name, credential.id)
+            del record.application_credential.access_rules[:]
+            record.application_credential.access_rules.extend(
+                keep_rule(transaction, caller.user_id, rule) for rule in wanted.access_rules)
             transaction.put(CREDENTIAL, record)
 
         await self._db.transact(decide)
+        credential = record.application_credential
         answer = pb.CreateApplicationCredentialResponse(application_credential=credential)
         answer.application_credential.secret = secret
         return answer
@@ -85,7 +88,7 @@ class ApplicationCredentials:
         return pb.GetApplicationCredentialResponse(application_credential=record.application_credential)
 
     async def DeleteApplicationCredential(self, request: pb.DeleteApplicationCredentialRequest, call: Call) -> Empty:
-        if call.caller.user_id != request.user_id and not call.caller.is_admin:
+        if not call.decided and call.caller.user_id != request.user_id and not call.caller.is_admin:
             raise access.denied("delete_application_credential")
         await self._session(call)
 

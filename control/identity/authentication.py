@@ -8,17 +8,22 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Value
 
+from control.identity.compliance import Compliance, expired
+from control.identity.logins import Logins
 from control.identity.model import CREDENTIAL, PROJECT, USER, id_by_name
 from control.identity.passwords import Passwords
+from control.identity.sealing import Sealer
+from control.identity.second_factor import SecondFactor
 from control.identity.sessions import Session, TokenAuthenticator, refused
+from control.kernel import clock
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
 from protos.identity.v1.records_pb2 import TokenPayload, UserRecord
-from protos.identity.v1.tokens_pb2 import ApplicationCredentialMethod, AuthDomain, AuthIdentity, AuthUser
+from protos.identity.v1.tokens_pb2 import ApplicationCredentialMethod, AuthDomain, AuthIdentity, AuthUser, TotpUser
 
 METHODS = {"password": TokenPayload.PASSWORD, "token": TokenPayload.TOKEN,
-           "application_credential": TokenPayload.APPLICATION_CREDENTIAL}
+           "application_credential": TokenPayload.APPLICATION_CREDENTIAL, "totp": TokenPayload.TOTP}
 SPELLINGS = {number: name for name, number in METHODS.items()}
 
 
@@ -45,13 +50,20 @@ class Scope:
 class Authentication:
     """Checks credentials."""
 
-    def __init__(self, db: Database, passwords: Passwords, authenticator: TokenAuthenticator):
+    def __init__(self, db: Database, passwords: Passwords, authenticator: TokenAuthenticator,
+                 compliance: Compliance | None = None):
         self._db = db
         self._passwords = passwords
         self._authenticator = authenticator
+        self.compliance = compliance or Compliance()
+        self._logins = Logins(db, self.compliance)
+        self._second = SecondFactor(db, Sealer(db))
 
-    async def prove(self, identity: AuthIdentity) -> Proof:
-        """Who the credentials of every method named belong to. Raises Invalid for what is incomplete, else Unauthenticated."""
+    async def prove(self, identity: AuthIdentity, receipt: str = "") -> Proof:
+        """Who the credentials of every method named belong to. `receipt` tells of methods that were proven before.
+
+        Raises Invalid for what is incomplete, else Unauthenticated; Insufficient where the user has to prove more.
+        """
         methods = list(dict.fromkeys(identity.methods))
         if not methods:
             raise Invalid("auth.methods", "Invalid input for field 'identity/methods': at least one method is required.")
@@ -66,6 +78,8 @@ class Authentication:
             match method:
                 case "password":
                     proofs.append(Proof(await self.password(identity.password.user), {TokenPayload.PASSWORD}))
+                case "totp":
+                    proofs.append(Proof(await self._passcode(identity.totp.user), {TokenPayload.TOTP}))
                 case "token":
                     session = await self._authenticator.session(identity.token.id)
                     proofs.append(Proof(session.user.id, {TokenPayload.TOKEN, *session.payload.methods}, session,
@@ -79,16 +93,48 @@ class Authentication:
                 raise refused("auth.users")
             proof = Proof(proof.user_id, proof.methods | other.methods, proof.session or other.session,
                           proof.credential or other.credential)
+        if receipt:
+            proof.methods |= self._second.open(receipt, proof.user_id)
+        if proof.credential is None:           # who has one has logged in with all that it takes before
+            self._second.require(proof.user_id, {method: SPELLINGS.get(method, "") for method in proof.methods})
         return proof
 
     async def password(self, wanted: AuthUser) -> str:
-        """The id of the user whose password this is. A hash made with old parameters is made anew."""
+        """The id of the user whose password this is. A hash made with old parameters is made anew.
+
+        Raises Unauthenticated where it is wrong, has expired, or the user cannot log in; wrong ones count.
+        """
+        record = await self.right_password(wanted)
+        if (error := expired(record.user, clock.now())) is not None:
+            raise error
+        return record.user.id
+
+    async def right_password(self, wanted: AuthUser) -> UserRecord:
+        """As password(), but the password may have expired."""
         record = self._user(wanted)
         encoded = record.password_hash if record is not None else ""
-        if not await self._passwords.verify(encoded, wanted.password) or record is None or not record.user.enabled:
+        right = await self._passwords.verify(encoded, wanted.password)
+        if record is None or self._logins.closed(record):
             raise refused("auth.password")
+        if not right:
+            await self._logins.failed(record)
+            raise refused("auth.password")
+        await self._logins.succeeded(record)
         if self._passwords.outdated(encoded):
             await self._renew(record.user.id, encoded, await self._passwords.hash(wanted.password))
+        return record
+
+    async def _passcode(self, wanted: TotpUser) -> str:
+        """The id of the user whose device shows this passcode. Each is taken once; wrong ones count as wrong passwords do."""
+        record = self._user(AuthUser(id=wanted.id, name=wanted.name,
+                                     domain=wanted.domain if wanted.HasField("domain") else None))
+        if record is None or self._logins.closed(record):
+            raise refused("auth.totp")
+        step = self._second.step_of(record.user.id, wanted.passcode)
+        if not step:
+            await self._logins.failed(record)
+            raise refused("auth.totp")
+        await self._logins.succeeded(record, step)
         return record.user.id
 
     async def _renew(self, user_id: str, before: str, after: str) -> None:

@@ -112,7 +112,8 @@ class Issuer:
             shown.catalog.extend(catalog_for(self._db, payload.project_id))
         if session.credential is not None:
             shown.application_credential.CopyFrom(pb.TokenApplicationCredential(
-                id=session.credential.id, name=session.credential.name, restricted=not session.credential.unrestricted))
+                id=session.credential.id, name=session.credential.name, restricted=not session.credential.unrestricted,
+                access_rules=session.credential.access_rules))
         if payload.trust_id:
             trust = chain_of(self._db, payload.trust_id)[0]
             shown.trust.CopyFrom(pb.TokenTrust(

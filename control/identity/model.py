@@ -20,6 +20,7 @@ from protos.identity.v1.limits_pb2 import Limit, RegisteredLimit
 from protos.identity.v1.policies_pb2 import Policy
 from protos.identity.v1.projects_pb2 import Project
 from protos.identity.v1.records_pb2 import (
+    AccessRuleRecord,
     ApplicationCredentialRecord,
     Assignment,
     CredentialRecord,
@@ -27,6 +28,7 @@ from protos.identity.v1.records_pb2 import (
     EndpointGrant,
     Entry,
     Implication,
+    Login,
     Membership,
     PolicyPlace,
     ProjectRecord,
@@ -87,6 +89,10 @@ CREDENTIAL = Kind("/identity/application-credentials/", ApplicationCredentialRec
                   id_of=lambda record: (record.application_credential.id,),
                   indexes={"user": lambda record: (record.application_credential.user_id,),
                            "project": lambda record: (record.application_credential.project_id,)})
+ACCESS_RULE = Kind("/identity/access-rules/", AccessRuleRecord, id_of=lambda record: (record.access_rule.id,), indexes={
+    "user": lambda record: (record.user_id,)})
+#: How users log in: not what tokens are worth, so a change of one leaves what is known of tokens.
+LOGIN = Kind("/identity/logins/", Login, id_of=lambda login: (login.user_id,))
 TOKEN_KEY = Kind("/identity/token-keys/", TokenKey)
 VAULT_KEY = Kind("/identity/vault-keys/", VaultKey)
 SECRET = Kind("/identity/credentials/", CredentialRecord, id_of=lambda record: (record.credential.id,), indexes={
@@ -114,7 +120,7 @@ REVOCATION = Kind("/identity/revocations/", Revocation, id_of=lambda revocation:
 
 KINDS: tuple[Kind, ...] = (PROJECT, USER, GROUP, MEMBER, ROLE, IMPLICATION, ASSIGNMENT, ENTRY, SERVICE, ENDPOINT, REGION,
                            CREDENTIAL, TOKEN_KEY, REVOCATION, VAULT_KEY, SECRET, TRUST, POLICY, POLICY_PLACE,
-                           ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG)
+                           ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG, ACCESS_RULE, LOGIN)
 
 _NOUNS = {id(PROJECT): "project", id(USER): "user", id(GROUP): "group", id(ROLE): "role", id(SERVICE): "service",
           id(ENDPOINT): "endpoint", id(REGION): "region", id(CREDENTIAL): "application credential",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from control.identity.access import forbidden
 from control.identity.model import (
+    ACCESS_RULE,
     ASSIGNMENT,
     CREDENTIAL,
     DOMAIN_CONFIG,
@@ -14,6 +15,7 @@ from control.identity.model import (
     GROUP,
     IMPLICATION,
     LIMIT,
+    LOGIN,
     MEMBER,
     PROJECT,
     ROLE,
@@ -103,6 +105,8 @@ async def remove_user(db: Database, user_id: str) -> None:
     await remove(db, lambda transaction: _require(transaction, USER, user_id), lambda: [
         *_assignments(db, "actor", f"user/{user_id}"),
         *((MEMBER, (row.group_id, user_id)) for row in db.cache.by(MEMBER, "user", user_id)),
+        *((ACCESS_RULE, (row.access_rule.id,)) for row in db.cache.by(ACCESS_RULE, "user", user_id)),
+        *([(LOGIN, (user_id,))] if db.get(LOGIN, user_id) else []),
         *_credentials(db, "user", user_id), *_secrets(db, "user", user_id),
         *_trusts(db, "trustor", user_id), *_trusts(db, "trustee", user_id)], delete)
 

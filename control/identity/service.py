@@ -1,11 +1,13 @@
 """Puts the identity service together: its kinds, its servicers, who checks tokens, and what a new cloud starts with."""
 from google.protobuf.descriptor import ServiceDescriptor
 
+from control.identity.access_rules import AccessRules
 from control.identity.application_credentials import ApplicationCredentials
 from control.identity.assignments import Assignments
 from control.identity.authentication import Authentication
 from control.identity.bootstrap import bootstrap
 from control.identity.catalog import Catalog
+from control.identity.compliance import Compliance
 from control.identity.credentials import Credentials
 from control.identity.domains import Domains
 from control.identity.ec2 import Ec2Credentials
@@ -17,6 +19,7 @@ from control.identity.projects import Projects
 from control.identity.roles import Roles
 from control.identity.sealing import Sealer, keep_rotating, rotate
 from control.identity.sessions import TokenAuthenticator
+from control.identity.targets import Targets
 from control.identity.tokens import Tokens
 from control.identity.trusts import Trusts
 from control.identity.users import Users
@@ -38,17 +41,18 @@ from protos.identity.v1 import (
     users_pb2,
 )
 
-__all__ = ["API", "KINDS", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating", "project_id", "rotate", "servicers"]
+__all__ = ["API", "KINDS", "Compliance", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating", "project_id",
+           "rotate", "servicers"]
 
 #: The file whose option says how REST sees the service.
 API = api_pb2.DESCRIPTOR
 
 
 def servicers(db: Database, authenticator: TokenAuthenticator,
-              passwords: Passwords | None = None) -> list[tuple[object, ServiceDescriptor]]:
+              passwords: Passwords | None = None, compliance: Compliance | None = None) -> list[tuple[object, ServiceDescriptor]]:
     """Every servicer with the descriptor of what it serves. `authenticator` is the one that the dispatcher has."""
     passwords = passwords or Passwords()
-    authentication = Authentication(db, passwords, authenticator)
+    authentication = Authentication(db, passwords, authenticator, compliance)
     issuer = Issuer(db, Sealer(db))
     made = [
         (Tokens(db, authentication, authenticator, issuer), tokens_pb2, "Tokens"),
@@ -64,7 +68,11 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (Ec2Credentials(db, authenticator, issuer), ec2_pb2, "Ec2Credentials"),
         (Trusts(db, authenticator), trusts_pb2, "Trusts"),
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
+        (AccessRules(db), application_credentials_pb2, "AccessRules"),
     ]
+    targets = Targets(db)
+    for servicer, _, _ in made:
+        setattr(servicer, "policy_target", targets)  # noqa: B010 - what the dispatcher looks for on every servicer
     return [(servicer, module.DESCRIPTOR.services_by_name[name]) for servicer, module, name in made]
 
 

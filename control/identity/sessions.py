@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from control.identity.holdings import SYSTEM, ancestors, expand, roles_on
-from control.identity.model import CREDENTIAL, KINDS, PROJECT, REVOCATION, TRUST, USER
+from control.identity.model import CREDENTIAL, KINDS, LOGIN, PROJECT, REVOCATION, TRUST, USER
 from control.identity.sealing import Sealer
+from control.kernel.access_rules import AccessRule
 from control.kernel.cache import Change
 from control.kernel.caller import Caller
 from control.kernel.database import Database
@@ -60,7 +61,9 @@ class Session:
             user_id=self.user.id, user_name=self.user.name, user_domain_id=self.user.domain_id,
             project_id=project.id, project_name=project.name, project_domain_id=project.domain_id,
             domain_id=self.domain.id if self.domain else "", system=self.payload.system,
-            roles=frozenset(role.name for role in self.roles), audit_id=self.payload.audit_id)
+            roles=frozenset(role.name for role in self.roles), audit_id=self.payload.audit_id,
+            access_rules=None if self.credential is None or not self.credential.access_rules else tuple(
+                AccessRule(rule.service, rule.method, rule.path) for rule in self.credential.access_rules))
 
 
 def refused(why: str) -> Unauthenticated:
@@ -162,7 +165,7 @@ class TokenAuthenticator:
         self._db = db
         self._sealer = sealer or Sealer(db)
         self._known: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
-        self._prefixes = frozenset(kind.prefix for kind in KINDS)
+        self._prefixes = frozenset(kind.prefix for kind in KINDS if kind is not LOGIN)
         self._listening = db.cache.listening(self._on_change)
         self._listening.__enter__()
 

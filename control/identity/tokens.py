@@ -40,7 +40,7 @@ class Tokens:
         if not request.HasField("auth") or not request.auth.HasField("identity"):
             raise Invalid("auth.identity", "Expecting to find identity in auth. The server could not comply with the request "
                                            "since it is either malformed or otherwise incorrect.")
-        proof = await self._authentication.prove(request.auth.identity)
+        proof = await self._authentication.prove(request.auth.identity, request.auth_receipt)
         scope, explicit = self._authentication.scope(request.auth.scope if request.auth.HasField("scope") else None, proof)
         return await self._issuer.issue(proof, scope, explicit=explicit, catalog=catalog_wanted(request.query))
 

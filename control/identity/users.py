@@ -2,10 +2,13 @@
 import uuid
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.struct_pb2 import Struct
 
 from control.identity import access
 from control.identity.authentication import Authentication
+from control.identity.compliance import merge_options
 from control.identity.holdings import reachable
+from control.identity.logins import forgive
 from control.identity.model import (
     GROUP,
     MEMBER,
@@ -23,6 +26,7 @@ from control.identity.model import (
 from control.identity.passwords import Passwords
 from control.identity.projects import listed as listed_projects
 from control.identity.removal import remove_user
+from control.identity.sessions import refused
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid
@@ -42,15 +46,18 @@ class Users:
         self._db = db
         self._passwords = passwords
         self._authentication = authentication
+        self._compliance = authentication.compliance
 
     async def CreateUser(self, request: pb.CreateUserRequest, call: Call) -> pb.CreateUserResponse:
         user = new_resource(request.user)
         user.id, user.domain_id = uuid.uuid4().hex, user.domain_id or access.home_domain(call.caller)
         user.ClearField("password")
         _check(user)
+        user.options.CopyFrom(merge_options(Struct(), request.user.options))
         record = UserRecord(user=user)
         if request.user.HasField("password"):
-            record.password_hash = await self._passwords.hash(request.user.password)
+            self._compliance.check_text(request.user.password)
+            self._compliance.set_password(record, await self._passwords.hash(request.user.password), clock.now(), own=False)
 
         def decide(transaction: Transaction) -> None:
             require_domain(transaction, user.domain_id)
@@ -60,11 +67,13 @@ class Users:
             transaction.put(USER, record)
 
         await self._db.transact(decide)
-        return pb.CreateUserResponse(user=user)
+        return pb.CreateUserResponse(user=record.user)
 
     async def ListUsers(self, request: pb.ListUsersRequest, call: Call) -> pb.ListUsersResponse:
         if access.reads_all(call.caller):
             users = [record.user for record in self._db.cache.all(USER)]
+        elif access.reads_domain(call.caller):
+            users = [record.user for record in self._db.cache.by(USER, "domain", call.caller.domain_id)]
         else:
             access.require_name(request.filters, "list_users")
             users = [require(self._db, USER, call.caller.user_id).user]
@@ -76,19 +85,28 @@ class Users:
 
     async def UpdateUser(self, request: pb.UpdateUserRequest, call: Call) -> pb.UpdateUserResponse:
         require(self._db, USER, request.user_id)
-        encoded = await self._passwords.hash(request.user.password) if request.user.HasField("password") else None
+        encoded = None
+        if request.user.HasField("password"):
+            self._compliance.check_text(request.user.password)
+            encoded = await self._passwords.hash(request.user.password)
 
         def decide(transaction: Transaction) -> UserRecord:
             record = require(transaction, USER, request.user_id)
             user = record.user
             before, was_enabled = user.name, user.enabled
+            options = merge_options(user.options, request.user.options)
             apply_update(user, request.user, [path for path in request.update_mask.paths if path != "password"], ("domain_id",))
+            user.options.CopyFrom(options)
             _check(user)
             if "default_project_id" in request.update_mask.paths:
                 _check_default_project(transaction, user)
             rename(transaction, "user", user.domain_id, before, user.name, user.id)
             if encoded is not None:
-                record.password_hash = encoded
+                self._compliance.set_password(record, encoded, clock.now(), own=False)
+            elif "options" in request.update_mask.paths:
+                self._compliance.set_expiry(record)
+            if encoded is not None or (user.enabled and "enabled" in request.update_mask.paths):
+                forgive(transaction, user.id, self._compliance)
             if encoded is not None or (was_enabled and not user.enabled):
                 record.revoked_before.CopyFrom(clock.now())
             transaction.put(USER, record)
@@ -104,12 +122,20 @@ class Users:
         if not request.user.original_password:
             raise Invalid("identity.password.original",
                           "Invalid input for field 'user': 'original_password' is a required property.")
-        await self._authentication.password(AuthUser(id=request.user_id, password=request.user.original_password))
+        held = await self._authentication.right_password(
+            AuthUser(id=request.user_id, password=request.user.original_password))
+        self._compliance.check_change(held, clock.now())
+        self._compliance.check_text(request.user.password)
+        for former in self._compliance.used_before(held):
+            if await self._passwords.verify(former, request.user.password):
+                raise self._compliance.repeated()
         encoded = await self._passwords.hash(request.user.password)
 
         def decide(transaction: Transaction) -> None:
             record = require(transaction, USER, request.user_id)
-            record.password_hash = encoded
+            if record.password_hash != held.password_hash:
+                raise refused("auth.password")          # changed meanwhile
+            self._compliance.set_password(record, encoded, clock.now(), own=True)
             record.revoked_before.CopyFrom(clock.now())
             transaction.put(USER, record)
 

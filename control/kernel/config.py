@@ -4,6 +4,7 @@ The settings that a cloud was brought up with are kept in its state directory, s
 """
 import json
 import os
+import re
 import socket
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
@@ -58,6 +59,21 @@ class Config:
     log_level: str = "INFO"
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
+    #: Security compliance, under Keystone's names and, in a file, in its section [security_compliance]. 0 and "" ask nothing.
+    #: Wrong passwords in a row that lock a user, and for how many seconds.
+    lockout_failure_attempts: int = 10
+    lockout_duration: int = 1800
+    password_expires_days: int = 0
+    #: How many passwords in a row, the present one among them, must differ.
+    unique_last_password_count: int = 0
+    #: Days that a user keeps a password that they chose.
+    minimum_password_age: int = 0
+    #: What a password must match, and how users are told.
+    password_regex: str = ""
+    password_regex_description: str = ""
+    #: A password that somebody else chose has to be changed before anything else.
+    change_password_upon_first_use: bool = False
+    disable_user_account_days_inactive: int = 0
 
     @property
     def url(self) -> str:
@@ -115,6 +131,16 @@ class Config:
             raise Invalid("config.placement_policy", f"placement_policy {self.placement_policy!r} must be pack or spread")
         if self.hypervisor not in ("", "simulated"):
             raise Invalid("config.hypervisor", f"hypervisor {self.hypervisor!r} must be empty or simulated")
+        for name in ("lockout_failure_attempts", "password_expires_days", "unique_last_password_count", "minimum_password_age",
+                     "disable_user_account_days_inactive"):
+            if not 0 <= getattr(self, name) <= 100_000:
+                raise Invalid(f"config.{name}", f"{name} {getattr(self, name)} must be 0 to 100000")
+        if self.lockout_duration < 1:
+            raise Invalid("config.lockout_duration", f"lockout_duration {self.lockout_duration} must be at least 1 second")
+        try:
+            re.compile(self.password_regex)
+        except re.error as error:
+            raise Invalid("config.password_regex", f"password_regex {self.password_regex!r}: {error}") from error
         return self
 
 
@@ -171,6 +197,8 @@ def _saved(state_dir: Path) -> dict[str, Any]:
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        settings = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise Invalid("config.file", f"{file}: {error}") from error
+    section = settings.pop("security_compliance", {})
+    return settings | (section if isinstance(section, dict) else {"security_compliance": section})

@@ -2,6 +2,8 @@
 
 Anything else that escapes a handler is a bug: it is logged with its trace and answered without text.
 """
+from typing import Any
+
 import grpc
 
 
@@ -10,6 +12,10 @@ class Error(Exception):
 
     status = grpc.StatusCode.INTERNAL
     http = 500
+
+    #: What REST answers in place of the API's usual envelope, and headers beside it.
+    document: dict[str, Any] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, reason: str, text: str):
         super().__init__(text)

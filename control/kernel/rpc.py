@@ -295,6 +295,7 @@ def _call_of(context: grpc.aio.ServicerContext) -> Call:
 
 
 async def _abort(context: grpc.aio.ServicerContext, call: Call, error: Error) -> None:
-    await context.abort(error.status, str(error), (("reason", error.reason), ("x-request-id", call.request_id)))
+    await context.abort(error.status, str(error), (
+        ("reason", error.reason), ("x-request-id", call.request_id), *((key.lower(), value) for key, value in error.headers)))
 
 

@@ -25,10 +25,18 @@ def test_saved_settings_are_private_and_hold_only_what_differs(tmp_path: Path) -
 
 @pytest.mark.parametrize("settings, named", [
     ({"name": "much too long a name"}, "name"), ({"port": 70000}, "port"), ({"placement_policy": "heap"}, "placement_policy"),
+    ({"lockout_duration": 0}, "lockout_duration"), ({"password_regex": "["}, "password_regex"),
     ({"certificate": "/no/such.pem"}, "certificate"), ({"hypervisor": "vax"}, "hypervisor"), ({"port": "5000"}, "port")])
 def test_a_setting_that_makes_no_sense_is_refused_by_its_name(tmp_path: Path, settings: dict, named: str) -> None:
     with pytest.raises(Invalid, match=named):
         config.load(tmp_path, **settings)
+
+
+def test_security_compliance_may_stand_in_a_section_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "brume.toml"
+    file.write_text("region = 'r'\n[security_compliance]\nlockout_failure_attempts = 3\nchange_password_upon_first_use = true\n")
+    loaded = config.load(tmp_path, file)
+    assert (loaded.region, loaded.lockout_failure_attempts, loaded.change_password_upon_first_use) == ("r", 3, True)
 
 
 def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
