@@ -152,6 +152,10 @@ class Servers:
         await self._database.transact(decide)
         return self._answer(request.server_id, call)
 
+    async def UpdateServerBriefly(self, request: pb.UpdateServerRequest, call: Call) -> pb.ChangedServerResponse:
+        whole = await self.UpdateServer(request, call)
+        return pb.ChangedServerResponse(server=pb.ChangedServer.FromString(whole.server.SerializeToString()))
+
     async def StartServer(self, request: pb.StartServerRequest, call: Call) -> Empty:
         return await self._act(request.server_id, "start", "start", call, lambda server: model.want_power(server, model.RUNNING))
 

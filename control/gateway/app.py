@@ -21,7 +21,7 @@ from control.gateway.faults import WrongMethod, fault
 from control.gateway.microversions import negotiate
 from control.gateway.reference import Reference
 from control.gateway.routes import Endpoint, Match, Routes, Rule
-from control.kernel.errors import Error, Invalid, NotFound
+from control.kernel.errors import Error, NotFound
 from control.kernel.rpc import Call, Dispatcher
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class Gateway:
             log.debug("%s is part of %s", call.request_id, given)
         api = self.routes.api_at(exchange.path)
         common = [("x-openstack-request-id", call.request_id)]
+        if api is not None and api.family == Family.NOVA:
+            common.append(("x-compute-request-id", call.request_id))
         try:
             await self._answer(exchange, call, common)
         except Error as error:
@@ -129,9 +131,7 @@ class Gateway:
             if not endpoint.has_actions:
                 return endpoint.choose(context.version), None
             body = parse(await exchange.body())
-            if type(body) is not dict or len(body) != 1:
-                raise Invalid("action", "The request body must be an object with exactly one key, which names the action.")
-            return endpoint.choose(context.version, next(iter(body))), body
+            return endpoint.choose(context.version, endpoint.action(body)), body
         except Error as error:
             await self._refuse(endpoint.rules[0], error, call, any_role=True)
             raise AssertionError("a refusal raises") from error
@@ -193,7 +193,7 @@ class Gateway:
             return
         family = api.family if api is not None else Family.KEYSTONE
         made = fault(family, error, call.request_id, exchange.headers.get("accept", ""))
-        headers = [*common, ("Content-Type", made.content_type), *error.headers]
+        headers = [*common, ("Content-Type", made.content_type)]
         if made.status == 401:
             root = self._identity.mount + self._identity.endpoint if self._identity is not None else ""
             headers.append(("WWW-Authenticate", f'Keystone uri="{call.base_url}{root}"'))

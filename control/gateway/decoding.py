@@ -193,6 +193,8 @@ class Decoders:
             check = scalar(inner)
             return lambda message, value, context: setattr(message, "value", check(value))
         fields = self.of(field.message_type)
+        if key := field_options(field).wrap:
+            return _wrapped(field, fields, key)
         return lambda message, value, context: fields.fill(message, value, context)
 
 
@@ -213,6 +215,23 @@ def _repeated(name: str, add: Callable[[Any, Any, Context], object]) -> Set:
             except Wrong as wrong:
                 raise wrong.within(index)  # noqa: B904
     return put
+
+
+def _wrapped(field: FieldDescriptor, fields: Fields, key: str) -> Set:
+    """What fills the request for one of many from the value of its only key."""
+    entry = fields.entries.get(key)
+    if entry is None or entry.fields is None:
+        raise ValueError(f"{field.full_name}: {field.message_type.full_name} has no message under the key {key!r}")
+    put, inner, has_mask = entry.set, entry.fields, "update_mask" in field.message_type.fields_by_name
+
+    def fill(message: Any, value: Any, context: Context) -> None:
+        if type(value) is not dict:
+            raise expected("an object", value)
+        put(message, value, context)
+        if has_mask:
+            message.update_mask.SetInParent()
+            message.update_mask.paths.extend(inner.names(value))
+    return fill
 
 
 def scalar(field: FieldDescriptor) -> Callable[[Any], Any]:

@@ -5,6 +5,7 @@ next one is tried. Looking a path up costs its number of segments, however many 
 """
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 from google.api import annotations_pb2, http_pb2
@@ -47,7 +48,21 @@ class Endpoint:
 
     @property
     def has_actions(self) -> bool:
-        return bool(self.rules[0].action)
+        return any(rule.action for rule in self.rules)
+
+    def action(self, body: Any) -> str:
+        """The body key that names the action; "" for the rule without one.
+
+        Raises Invalid where there is no such rule and the body does not name just one action.
+        """
+        named = [rule.action for rule in self.rules if type(body) is dict and rule.action in body]
+        if all(rule.action for rule in self.rules):
+            if type(body) is not dict or len(body) != 1:
+                raise Invalid("action", "The request body must be an object with exactly one key, which names the action.")
+            return next(iter(body))
+        if named and len(body) != 1:
+            raise Invalid("action", f"The key {named[0]!r} stands alone in a request body.")
+        return named[0] if named else ""
 
     def choose(self, version: int, action: str = "") -> Rule:
         """The rule for a microversion and a body key.
@@ -112,16 +127,19 @@ class Routes:
     def find(self, verb: str, path: str) -> Match:
         """What answers a verb on a path, which is as it came: percent-encoded, the mount included.
 
-        HEAD is answered by GET's rule where it has none of its own.
+        HEAD is answered by GET's rule where it has none of its own. A slash at the end means nothing, but in Glance's
+        family, where an empty id stands behind it.
 
         Raises:
           NotFound: nothing has that path.
           WrongMethod: something has, but not with that verb.
         """
         segments = path.split("/")[1:]
+        nothing = not segments[-1] and ((api := self.api_at(path)) is None or api.family != Family.GLANCE)
+        length = len(segments) - nothing
         allowed: set[str] = set()
         for wanted in (verb, "GET") if verb == "HEAD" else (verb,):
-            for endpoints, values in self._reached(segments):
+            for endpoints, values in self._reached(segments, length):
                 if wanted in endpoints:
                     return Match(endpoints[wanted], values)
                 allowed.update(endpoints)
@@ -177,19 +195,16 @@ class Routes:
         endpoints = node.endpoints if endpoints is None else endpoints
         endpoint = endpoints.setdefault(rule.verb, Endpoint(prefix, is_alias))
         for other in endpoint.rules:
-            if bool(other.action) != bool(rule.action):
-                raise ValueError(f"{other.method.name} has the same verb and path, and only one of the two names an action")
             if other.action == rule.action and other.since <= rule.until and rule.since <= other.until:
                 raise ValueError(f"{other.method.name} has the same verb, path, action and microversions")
         endpoint.rules.append(rule)
 
-    def _reached(self, segments: list[str]) -> Iterator[tuple[dict[str, Endpoint], tuple[str, ...]]]:
-        """The endpoints that a path leads to, the best match first."""
+    def _reached(self, segments: list[str], length: int) -> Iterator[tuple[dict[str, Endpoint], tuple[str, ...]]]:
+        """The endpoints that a path of so many segments leads to, the best match first; a tail takes all the segments."""
         try:
             decoded = [unquote(segment, errors="strict") for segment in segments]
         except UnicodeDecodeError:
             return
-        length = len(decoded) - 1 if decoded and not decoded[-1] else len(decoded)      # a trailing slash means nothing
 
         def walk(node: _Node, position: int, values: tuple[str, ...]) -> Iterator[tuple[dict[str, Endpoint], tuple[str, ...]]]:
             if position == length:

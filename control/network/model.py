@@ -125,6 +125,9 @@ MAX_SUBNETS, MAX_FIXED_IPS, MAX_GROUPS, MAX_PAIRS, MAX_ROUTES, MAX_HOST_ROUTES, 
 )
 MAX_RULES, MAX_REMOTES, MAX_TAGS = 200, 50, 50
 
+#: Resources that one call may make: with all that belongs to them they fit into one commit.
+MAX_BATCH = 16
+
 #: The domain of a network that names none.
 DOMAIN = "brume.internal"
 

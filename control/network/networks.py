@@ -12,6 +12,7 @@ from control.kernel.rpc import Call
 from control.network.access import network_of, owner_of, require_owner
 from control.network.addressing import MAX_VNI, Proposals
 from control.network.attributes import admin_only, body, check_count, check_texts, given, in_use, stamp, tags
+from control.network.batch import Plan, make
 from control.network.groups import ensure_default
 from control.network.model import NETWORK, PORT, QUOTA, ROUTER, SERVICE, SUBNET, USE, VNI
 from control.network.pages import listed
@@ -51,6 +52,14 @@ class Networks:
         self._proposals = proposals
 
     async def CreateNetwork(self, request: pb.CreateNetworkRequest, call: Call) -> pb.CreateNetworkResponse:
+        [network] = await make(self._database, [self._plan(request, call)])
+        return pb.CreateNetworkResponse(network=seen(network, call.caller))
+
+    async def BatchCreateNetworks(self, request: pb.BatchCreateNetworksRequest, call: Call) -> pb.BatchCreateNetworksResponse:
+        made = await make(self._database, [self._plan(each, call) for each in request.requests])
+        return pb.BatchCreateNetworksResponse(networks=[seen(network, call.caller) for network in made])
+
+    def _plan(self, request: pb.CreateNetworkRequest, call: Call) -> Plan:
         wish = body(request, "network")
         names = given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         admin_only(call.caller, _ADMINS, (name for name in names if getattr(wish, name)), "network")
@@ -61,8 +70,7 @@ class Networks:
             ensure_default(tx, project_id)
             return new_network(tx, self._proposals, wish, project_id)
 
-        network = await self._database.transact(decide, serial=quota.serial(SERVICE, project_id))
-        return pb.CreateNetworkResponse(network=seen(network, call.caller))
+        return Plan(project_id, decide)
 
     async def ShowNetwork(self, request: pb.ShowNetworkRequest, call: Call) -> pb.ShowNetworkResponse:
         return pb.ShowNetworkResponse(network=seen(network_of(self._database, call.caller, request.id), call.caller))

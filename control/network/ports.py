@@ -12,6 +12,7 @@ from control.kernel.rpc import Call
 from control.network.access import group_of, network_of, owner_of, owns, port_of
 from control.network.addressing import Proposals
 from control.network.attributes import admin_only, body, check_count, check_texts, given, hostname, mac, prefix, stamp, tags
+from control.network.batch import Plan, make
 from control.network.groups import ensure_default
 from control.network.model import (
     DHCP,
@@ -57,6 +58,14 @@ class Ports:
         self._proposals = proposals
 
     async def CreatePort(self, request: pb.CreatePortRequest, call: Call) -> pb.CreatePortResponse:
+        [port] = await make(self._database, [self._plan(request, call)])
+        return pb.CreatePortResponse(port=seen(self._database, port, call.caller))
+
+    async def BatchCreatePorts(self, request: pb.BatchCreatePortsRequest, call: Call) -> pb.BatchCreatePortsResponse:
+        made = await make(self._database, [self._plan(each, call) for each in request.requests])
+        return pb.BatchCreatePortsResponse(ports=[seen(self._database, port, call.caller) for port in made])
+
+    def _plan(self, request: pb.CreatePortRequest, call: Call) -> Plan:
         wish = body(request, "port")
         names = given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         admin_only(call.caller, ("binding_profile",), names, "port")
@@ -93,8 +102,7 @@ class Ports:
             _check_security(port)
             return plug(tx, self._proposals, port, wish.fixed_ips if "fixed_ips" in names else None, charged=True)
 
-        port = await self._database.transact(decide, serial=quota.serial(SERVICE, project_id))
-        return pb.CreatePortResponse(port=seen(self._database, port, call.caller))
+        return Plan(project_id, decide)
 
     async def ShowPort(self, request: pb.ShowPortRequest, call: Call) -> pb.ShowPortResponse:
         port = port_of(self._database, call.caller, request.id)

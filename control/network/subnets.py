@@ -25,6 +25,7 @@ from control.network.attributes import (
     stamp,
     tags,
 )
+from control.network.batch import Plan, make
 from control.network.model import (
     ALLOCATION,
     MAX_HOST_ROUTES,
@@ -53,6 +54,14 @@ class Subnets:
         self._proposals = proposals
 
     async def CreateSubnet(self, request: pb.CreateSubnetRequest, call: Call) -> pb.CreateSubnetResponse:
+        [subnet] = await make(self._database, [self._plan(request, call)])
+        return pb.CreateSubnetResponse(subnet=seen(self._database, subnet))
+
+    async def BatchCreateSubnets(self, request: pb.BatchCreateSubnetsRequest, call: Call) -> pb.BatchCreateSubnetsResponse:
+        made = await make(self._database, [self._plan(each, call) for each in request.requests])
+        return pb.BatchCreateSubnetsResponse(subnets=[seen(self._database, subnet) for subnet in made])
+
+    def _plan(self, request: pb.CreateSubnetRequest, call: Call) -> Plan:
         wish = body(request, "subnet")
         names = given(wish, request.update_mask, settable=_SETTABLE, verb="POST")
         _check(wish)
@@ -63,8 +72,7 @@ class Subnets:
             network = _parent(tx, call.caller, wish.network_id)
             return new_subnet(tx, self._proposals, network, wish, gateway_named="gateway_ip" in names)
 
-        subnet = await self._database.transact(decide, serial=quota.serial(SERVICE, project_id))
-        return pb.CreateSubnetResponse(subnet=seen(self._database, subnet))
+        return Plan(project_id, decide)
 
     async def ShowSubnet(self, request: pb.ShowSubnetRequest, call: Call) -> pb.ShowSubnetResponse:
         return pb.ShowSubnetResponse(subnet=seen(self._database, subnet_of(self._database, call.caller, request.id)))

@@ -55,6 +55,19 @@ async def test_regions_are_nested_and_not_deleted_while_in_use(cloud: Cloud, adm
     assert (await admin("DELETE", "/v3/regions/Parent")).status == 204
 
 
+async def test_a_region_gets_the_id_in_its_path_or_the_one_that_an_endpoint_names(cloud: Cloud, admin) -> None:
+    chosen = await admin("PUT", "/v3/regions/Chosen", json_body={"region": {"description": "d"}})
+    assert chosen.status == 201 and chosen.json["region"]["id"] == "Chosen"
+    assert (await admin("PUT", "/v3/regions/Chosen", json_body={"region": {}})).status == 409
+    assert (await admin("PUT", "/v3/regions/Other", json_body={"region": {"id": "Another"}})).status == 400
+    service = (await made(admin, "service", type="t"))["id"]
+    endpoint = await made(admin, "endpoint", service_id=service, interface="public", url="http://x")
+    path = f"/v3/endpoints/{endpoint['id']}"
+    assert (await admin("PATCH", path, json_body={"endpoint": {"region_id": "New"}})).status == 400
+    assert (await admin("PATCH", path, json_body={"endpoint": {"region": "New"}})).json["endpoint"]["region_id"] == "New"
+    assert (await admin("GET", "/v3/regions/New")).status == 200
+
+
 async def test_setting_up_twice_changes_nothing_but_addresses(cloud: Cloud, admin) -> None:
     ids = {endpoint.id for endpoint in cloud.db.cache.all(ENDPOINT)}
     await admin("POST", "/v3/groups", json_body={"group": {"name": "kept"}})
