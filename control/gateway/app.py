@@ -193,7 +193,7 @@ class Gateway:
             return
         family = api.family if api is not None else Family.KEYSTONE
         made = fault(family, error, call.request_id, exchange.headers.get("accept", ""))
-        headers = [*common, ("Content-Type", made.content_type)]
+        headers = [*common, ("Content-Type", made.content_type), *error.headers]
         if made.status == 401:
             root = self._identity.mount + self._identity.endpoint if self._identity is not None else ""
             headers.append(("WWW-Authenticate", f'Keystone uri="{call.base_url}{root}"'))
