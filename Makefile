@@ -4,11 +4,13 @@ VENV := .venv
 SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
 
 # What a host needs of Debian: etcd; libvirt with QEMU; the network's tools; what builds the small guest; compilers for
-# libvirt-python and the Cython kernels.
+# libvirt-python and the Cython kernels. And a directory server, which tests run as their own: it is installed without a
+# configuration, so that the package starts none.
 PACKAGES := etcd-server \
 	libvirt-daemon-system libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils genisoimage \
 	dnsmasq-base nftables libnftables1 iproute2 iputils-ping openssh-client curl \
 	syslinux mtools dosfstools cpio \
+	slapd \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
 .PHONY: cloud test conformance system environment clean
@@ -28,6 +30,7 @@ system:
 		dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || echo $$package; done); \
 	if [ -n "$$missing" ]; then \
 		echo "installing" $$missing; \
+		echo "slapd slapd/no_configuration boolean true" | $(SUDO) debconf-set-selections; \
 		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
 

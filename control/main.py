@@ -18,7 +18,9 @@ from control.compute import service as compute
 from control.gateway import server as http
 from control.gateway.app import Gateway
 from control.hosts.service import Hosts
+from control.identity import asking, directories, directory_settings
 from control.identity import service as identity
+from control.identity.directory_logins import DirectoryAuthenticator, DirectoryPasswords
 from control.image import service as image
 from control.kernel import etcd_server, fleet, pki, quota, rpc
 from control.kernel.cache import Kind
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 #: Seconds that calls in progress have to end when a listener stops.
 GRACE = 5.0
 
-KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS, *network.KINDS)
+KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *directories.KINDS,
+                            *image.KINDS, *compute.KINDS, *network.KINDS)
 
 
 class Replica:
@@ -49,7 +52,8 @@ class Replica:
         self.config = config
         self.store = store
         self.database = Database(store, KINDS)
-        self.authenticator = identity.TokenAuthenticator(self.database)
+        self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
+        self.authenticator = DirectoryAuthenticator(self.database, self.directories)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
         self.placer = FleetPlacer(
@@ -72,7 +76,8 @@ class Replica:
     def _servicers(self) -> Sequence[tuple[object, ServiceDescriptor]]:
         compliance = identity.Compliance(**{item.name: getattr(self.config, item.name)
                                             for item in dataclasses.fields(identity.Compliance)})
-        return [*identity.servicers(self.database, self.authenticator, compliance=compliance),
+        own = identity.servicers(self.database, self.authenticator, DirectoryPasswords(self.directories), compliance=compliance)
+        return [*asking.asking(own, self.database, self.directories),
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts),
                 *network.servicers(self.database),

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Config:
     log_level: str = "INFO"
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
+    #: Section of the identity service: [identity.domains.<name>] for each domain whose users are an LDAP directory's.
+    identity: dict[str, Any] = field(default_factory=dict)
     #: Security compliance, under Keystone's names and, in a file, in its section [security_compliance]. 0 and "" ask nothing.
     #: Wrong passwords in a row that lock a user, and for how many seconds.
     lockout_failure_attempts: int = 10
@@ -156,7 +158,7 @@ def load(state_dir: Path | None = None, file: Path | None = None, **flags: Any) 
     for key in settings:
         if key not in known:
             raise Invalid(f"config.{key}", f"unknown setting {key!r}; there are {', '.join(sorted(known))}")
-        default = known[key].default
+        default = getattr(Config(), key)
         if isinstance(default, tuple):
             settings[key] = tuple(settings[key])
         elif not isinstance(settings[key], (int, float) if isinstance(default, float) else type(default)):

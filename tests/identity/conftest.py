@@ -1,7 +1,8 @@
 """An identity service with a gateway before it, over either store, and people who log in to it."""
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from control.identity import service as identity
 from control.kernel.database import Database
 from control.kernel.rpc import Dispatcher
 from tests.api.client import Client, Reply
+from tests.identity.slapd import Slapd
 
 URL = "http://cloud.example:5000"
 ENDPOINTS = [("identity", "keystone", "/v3"), ("compute", "nova", "/compute/v2.1"),
@@ -99,3 +101,13 @@ async def made(client: Client, noun: str, **values: Any) -> dict[str, Any]:
     reply = await client("POST", f"/v3/{noun}s", json_body={noun: values})
     assert reply.status == 201, reply.body
     return reply.json[noun]
+
+
+@pytest.fixture(scope="session")
+def slapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slapd]:
+    """The session's slapd. Its entries are removed by the tests that make them."""
+    if not Path("/usr/sbin/slapd").exists():
+        pytest.skip("no slapd here: apt-get install slapd")
+    server = Slapd(tmp_path_factory.mktemp("slapd"))
+    yield server
+    server.kill()
