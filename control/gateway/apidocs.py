@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, Servic
 
 from control.gateway.apis import Api, api_of, field_options, in_json, rest_options
 from control.gateway.comments import comment, summary
-from control.gateway.schemas import spellings
+from control.gateway.schemas import named, spellings
 from control.kernel.naming import field_name
 from protos.brume.v1 import options_pb2
 
@@ -112,7 +112,7 @@ def _rows(message: Any, answer: bool, prefix: str = "", above: tuple[str, ...] =
         if options.nullable:
             remarks.append("May be null.")
         yield f"| `{name}` | {_type(field)} | {_cell(' '.join(remarks))} |"
-        inner = field.message_type
+        inner = named(field.message_type, options.wrap).message_type if options.wrap else field.message_type
         own = inner is not None and not inner.full_name.startswith("google.") and not inner.GetOptions().map_entry
         if own and len(above) < 3 and inner.full_name not in above and not options.query:
             step = f"{prefix}{field_name(field)}{'[]' if field.is_repeated else ''}."

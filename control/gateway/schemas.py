@@ -115,7 +115,8 @@ class Schemas:
         if field.is_repeated and field.message_type is not None and field.message_type.GetOptions().map_entry:
             return {"type": "object", "additionalProperties": self._value(field.message_type.fields_by_name["value"], kind)}
         if field.is_repeated:
-            return {"type": "array", "items": self._value(field, kind)}
+            wrap = field_options(field).wrap if kind != ANSWER else ""
+            return {"type": "array", "items": self._value(named(field.message_type, wrap) if wrap else field, kind)}
         return self._value(field, kind)
 
     def _value(self, field: FieldDescriptor, kind: str) -> Schema:
@@ -170,6 +171,11 @@ class Schemas:
             case Family.PLACEMENT:
                 return {}, []
         return {f"{rows}_links": _LINKS}, []
+
+
+def named(descriptor: Descriptor, name: str) -> FieldDescriptor:
+    """A message's field by its JSON name."""
+    return next(field for field in descriptor.fields if field_name(field) == name)
 
 
 def spellings(enum: EnumDescriptor) -> list[str]:
