@@ -56,7 +56,7 @@ def describe(state_dir: Path) -> configparser.ConfigParser:
             ("resize", "shelve", "shelve_migrate", "suspend", "rescue", "cold_migration", "live_migration", "snapshot",
              "vnc_console", "console_output", "personality", "attach_encrypted_volume", "swap_volume"), False),
         "image": {"build_timeout": 60, "build_interval": 1, "image_path": "", "http_image": ""},
-        "image-feature-enabled": {"import_image": False, "image_format_enforcement": False},
+        "image-feature-enabled": {"import_image": False, "image_format_enforcement": True},
         "network": {"public_network_id": network["id"], "floating_network_name": network["name"],
                     "project_network_cidr": "10.201.0.0/16", "build_interval": 1},
         "network-feature-enabled": {"ipv6": True, "port_security": False,
