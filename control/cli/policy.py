@@ -1,7 +1,6 @@
 """`brume policy`: which rules there are, and what a rule says of a user."""
 import importlib
 import json
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,9 +98,10 @@ def known_rules() -> Policy:
     """The rules of every rpc that there is, as they are without a file."""
     import protos
     rules = Policy()
-    for module in pkgutil.walk_packages(protos.__path__, "protos."):
-        if module.name.endswith("_pb2") and not module.ispkg:
-            for service in importlib.import_module(module.name).DESCRIPTOR.services_by_name.values():
+    for root in map(Path, protos.__path__):
+        for file in sorted(root.glob("*/v1/*_pb2.py")):
+            module = importlib.import_module(".".join(("protos", *file.relative_to(root).with_suffix("").parts)))
+            for service in module.DESCRIPTOR.services_by_name.values():
                 for name, default in rules_of(service):
                     rules.add(name, default)
     return rules

@@ -52,8 +52,12 @@ class Groups:
         return pb.CreateGroupResponse(group=group)
 
     async def ListGroups(self, request: pb.ListGroupsRequest, call: Call) -> pb.ListGroupsResponse:
-        access.require_reader(call, "list_groups")
-        rows, marker = page(select(self._db.cache.all(GROUP), request.filters), limit=request.limit, marker=request.marker,
+        if access.reads_domain(call.caller) and not access.reads_all(call.caller):
+            groups = self._db.cache.by(GROUP, "domain", call.caller.domain_id)
+        else:
+            access.require_reader(call, "list_groups")
+            groups = self._db.cache.all(GROUP)
+        rows, marker = page(select(groups, request.filters), limit=request.limit, marker=request.marker,
                             sort=[(lambda group: group.name, False)])
         return pb.ListGroupsResponse(groups=rows, next_page_marker=marker)
 

@@ -20,7 +20,9 @@ class Targets:
     def __call__(self, request: Any, caller: Caller, key: str) -> str | None:
         noun, _, what = key.partition(".")
         if key == "domain_id":
-            return next((found for found in (self._domain_id(request, caller, noun) for noun in _NOUNS) if found), None)
+            # Of all that the request names: what is of two domains is of none.
+            found = {self._domain_id(request, caller, noun) for noun in _NOUNS} - {None}
+            return found.pop() if len(found) == 1 else None
         if noun not in _NOUNS:
             return None
         if what == "domain_id":

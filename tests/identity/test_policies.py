@@ -36,6 +36,20 @@ async def test_a_manager_of_a_domain_manages_its_users_and_no_others(cloud: Clou
     assert (await boss("DELETE", path)).status == 204
 
 
+async def test_a_manager_of_a_domain_manages_its_groups_with_its_own_users_alone(cloud: Cloud, admin) -> None:
+    domain_id, boss = await manager(cloud, admin)
+    group, clerk = await made(boss, "group", name="staff"), await made(boss, "user", name="clerk", password="pw")
+    theirs, stranger = await made(admin, "group", name="theirs"), await made(admin, "user", name="stranger", password="pw")
+    assert group["domain_id"] == domain_id
+    assert (await boss("PUT", f"/v3/groups/{group['id']}/users/{clerk['id']}")).status == 204
+    assert [user["name"] for user in (await boss("GET", f"/v3/groups/{group['id']}/users")).json["users"]] == ["clerk"]
+    for pair in ((theirs, clerk), (group, stranger), (theirs, stranger)):
+        assert (await boss("PUT", f"/v3/groups/{pair[0]['id']}/users/{pair[1]['id']}")).status == 403
+    assert [each["name"] for each in (await boss("GET", "/v3/groups")).json["groups"]] == ["staff"]
+    assert (await boss("DELETE", f"/v3/groups/{theirs['id']}")).status == 403
+    assert (await boss("DELETE", f"/v3/groups/{group['id']}")).status == 204
+
+
 async def test_a_reader_of_a_domain_sees_its_users_and_changes_none(cloud: Cloud, admin) -> None:
     _, boss = await manager(cloud, admin, "reader")
     [user] = (await boss("GET", "/v3/users")).json["users"]
