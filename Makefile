@@ -13,7 +13,7 @@ PACKAGES := etcd-server \
 	slapd \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
-.PHONY: cloud test conformance system environment clean
+.PHONY: cloud test conformance schemas fuzz system environment clean
 
 cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume up
@@ -24,6 +24,16 @@ test: environment  ## All tests, the real virtual machine among them
 
 conformance: environment  ## Tempest against a cloud of its own; ARGUMENTS="--only identity", "--check", "--json", ...
 	$(SUDO) $(VENV)/bin/python tests/conformance/tempest/run.py $(ARGUMENTS)
+
+schemas: environment  ## Made-up calls of every operation of the OpenAPI documents, against a cloud of its own
+	$(SUDO) $(VENV)/bin/python tests/conformance/schemathesis_run.py --cases $(or $(CASES),10000) $(ARGUMENTS)
+
+fuzz: environment  ## Random bytes through the transcoder and the decoder, MINUTES each; findings go to build/fuzz
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "atheris>=3.0"
+	@mkdir -p build/fuzz && cp -r tests/fuzz/corpus/. build/fuzz/
+	@for part in transcode decode; do \
+		$(VENV)/bin/python tests/fuzz/fuzz_$$part.py -max_total_time=$$(( $(or $(MINUTES),10) * 60 )) -timeout=20 \
+			-artifact_prefix=build/fuzz/$$part- build/fuzz/$$part || exit 1; done
 
 system:
 	@missing=$$(for package in $(PACKAGES); do \
@@ -45,4 +55,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find proto
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-tempest
+	rm -rf build dist *.egg-info $(VENV) .venv-tempest .venv-schemas
