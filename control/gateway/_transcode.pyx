@@ -103,22 +103,21 @@ cdef inline Py_ssize_t place_of(const Layout* layout, uint32_t number) noexcept:
 
 
 cdef int scan(const Layout* layout, const uint8_t* p, const uint8_t* end, Slot* slots) except -1:
-    """Note where a message's fields stand. A member of a oneof ends those before it."""
+    """Note where a message's fields stand; returns whether others were passed over. A member of a oneof ends those before it."""
     cdef Py_ssize_t place, other
     cdef Slot found
     cdef Slot* slot
     cdef const Field* field
     cdef uint32_t number
-    cdef int wire
+    cdef int wire, unknown = 0
     memset(slots, 0, layout.n_fields * sizeof(Slot))
     while p < end:
         p = read_record(p, end, &number, &wire, &found)
         place = place_of(layout, number)
-        if place < 0:
+        if place < 0 or not fits(&layout.fields[place], wire):
+            unknown = 1
             continue
         field = &layout.fields[place]
-        if not fits(field, wire):
-            continue
         if field.oneof >= 0:
             for other in range(layout.n_fields):
                 if other != place and layout.fields[other].oneof == field.oneof:
@@ -128,7 +127,7 @@ cdef int scan(const Layout* layout, const uint8_t* p, const uint8_t* end, Slot* 
             slot.first = found.first
         slot.count += 1
         slot.raw, slot.data, slot.size, slot.stop = found.raw, found.data, found.size, found.stop
-    return 0
+    return unknown
 
 
 cdef const uint8_t* next_of(const Field* field, const uint8_t* p, const uint8_t* end, int* wire, Slot* slot) except NULL:
@@ -381,7 +380,10 @@ cdef inline uint64_t key_number(const Field* key, uint64_t raw) noexcept:
 
 
 cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtered, const Layout* parent, Slot* slots) except -1:
-    """A map's entries, each behind a comma. With a parent they are its further keys."""
+    """A map's entries, each behind a comma. With a parent they are its further keys.
+
+    An entry that has unknown fields is itself unknown, as it is for protobuf's parser.
+    """
     cdef const Field* key = &field.child.fields[0]
     cdef const Field* item = &field.child.fields[1]
     cdef Slot[16] few
@@ -398,9 +400,11 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
         if pairs == NULL:
             raise MemoryError
     try:
-        for i in range(n):
+        n = 0
+        for i in range(slot.count):
             p = next_of(field, p, slot.stop, &wire, &entry)
-            scan(field.child, entry.data, entry.data + entry.size, pairs + 2 * i)
+            if scan(field.child, entry.data, entry.data + entry.size, pairs + 2 * n) == 0:
+                n += 1
         if n > 1:
             note_last(key, pairs, n)
         for i in range(n):

@@ -15,7 +15,7 @@ from protos.brume.v1.options_pb2 import Api
 
 @functools.lru_cache(maxsize=4096)
 def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).zfill(19)      # the year's zeros
 
 
 def zulu(moment: Timestamp) -> str:

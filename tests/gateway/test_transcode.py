@@ -225,6 +225,12 @@ def test_fields_of_another_wire_type_and_unknown_ones_are_passed_over():
     assert made["name"] == "n"
 
 
+def test_an_entry_with_unknown_fields_is_unknown_as_a_parser_has_it():
+    data = b"\x22\x04\x08\x7f\x10\x01" + b"\x22\x06\x18\x00\x08\x7f\x10\x02"
+    agree(kinds.Maps.FromString(data), Context())
+    assert transcoded(kinds.Maps, data)["uint64"] == {"127": "SMALL"}
+
+
 def test_messages_nested_too_deeply_are_an_error():
     data = b""
     for _ in range(128):
