@@ -4,12 +4,15 @@
 
 The first byte of an input chooses the type, the rest is the body. See `make fuzz`.
 """
+# ruff: noqa: E402 - what is imported last is made by the conftest
+import importlib
 import json
 import random
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+importlib.import_module("tests.gateway.conftest")       # compiles the toys
 
 from toycompute.v1 import kinds_pb2 as kinds
 from toycompute.v1 import servers_pb2 as toy
@@ -22,10 +25,7 @@ from control.kernel.errors import Invalid, TooLarge
 from protos.compute.v1 import servers_pb2
 from protos.identity.v1 import users_pb2
 from protos.network.v1 import networks_pb2
-from tests.gateway import (
-    conftest,  # noqa: F401 - compiles the toys
-    draw,
-)
+from tests.gateway import draw
 
 KINDS = [toy.EchoMessage, toy.CreateServerRequest, servers_pb2.CreateServerRequest, kinds.Singles, kinds.Lists, kinds.Maps,
          kinds.Wrapped, kinds.Ruled, users_pb2.CreateUserRequest, networks_pb2.CreateNetworkRequest]

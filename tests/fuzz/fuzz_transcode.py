@@ -4,12 +4,15 @@
 
 The first byte of an input chooses the type, the second the context, the rest is the message. See `make fuzz`.
 """
+# ruff: noqa: E402 - what is imported last is made by the conftest
+import importlib
 import json
 import random
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+importlib.import_module("tests.gateway.conftest")       # compiles the toys
 
 from google.protobuf.message import DecodeError
 from toycompute.v1 import kinds_pb2 as kinds
@@ -20,10 +23,7 @@ from control.gateway.apis import EVERYTHING, Family, number
 from control.gateway.codec import Codec
 from control.gateway.context import Context
 from protos.compute.v1 import servers_pb2
-from tests.gateway import (
-    conftest,  # noqa: F401 - compiles the toys
-    draw,
-)
+from tests.gateway import draw
 
 KINDS = [kinds.Singles, kinds.Lists, kinds.Maps, kinds.Wrapped, kinds.Ruled, kinds.Page, toy.EchoMessage, toy.Server,
          servers_pb2.ListServersDetailResponse]
