@@ -16,7 +16,7 @@ from control.identity.model import (
     new_resource,
     require,
 )
-from control.identity.removal import remove
+from control.identity.removal import of_endpoint, of_service, remove
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid
 from control.kernel.listing import page, select
@@ -68,8 +68,10 @@ class Catalog:
             require(transaction, SERVICE, request.service_id)
 
         def endpoints():
-            return [dependent for endpoint in self._db.cache.by(ENDPOINT, "service", request.service_id)
-                    for dependent in ((ENDPOINT, (endpoint.id,)), (ENTRY, ("in-region", endpoint.region_id, endpoint.id)))]
+            found = [dependent for endpoint in self._db.cache.by(ENDPOINT, "service", request.service_id)
+                     for dependent in ((ENDPOINT, (endpoint.id,)), (ENTRY, ("in-region", endpoint.region_id, endpoint.id)),
+                                       *of_endpoint(self._db, endpoint.id))]
+            return found + of_service(self._db, request.service_id)
 
         await remove(self._db, check, endpoints, lambda transaction: transaction.delete(SERVICE, request.service_id))
         return Empty()
@@ -116,12 +118,15 @@ class Catalog:
         return pb.UpdateEndpointResponse(endpoint=await self._db.transact(decide))
 
     async def DeleteEndpoint(self, request: pb.DeleteEndpointRequest, call: Call) -> Empty:
-        def decide(transaction: Transaction) -> None:
+        def check(transaction: Transaction) -> None:
+            require(transaction, ENDPOINT, request.endpoint_id)
+
+        def delete(transaction: Transaction) -> None:
             endpoint = require(transaction, ENDPOINT, request.endpoint_id)
             transaction.delete(ENDPOINT, endpoint.id)
             transaction.delete(ENTRY, "in-region", endpoint.region_id, endpoint.id)
 
-        await self._db.transact(decide)
+        await remove(self._db, check, lambda: of_endpoint(self._db, request.endpoint_id), delete)
         return Empty()
 
     def _put_endpoint(self, transaction: Transaction, endpoint: pb.Endpoint, before: str) -> None:

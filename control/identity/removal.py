@@ -17,7 +17,9 @@ from control.identity.model import (
     LIMIT,
     LOGIN,
     MEMBER,
+    POLICY_PLACE,
     PROJECT,
+    REGISTERED_LIMIT,
     ROLE,
     SECRET,
     TRUST,
@@ -94,6 +96,21 @@ def limits(db: Database, index: str, value: str) -> Dependents:
     """Limits with the keys that hold their places."""
     return [found for limit in db.cache.by(LIMIT, index, value)
             for found in ((LIMIT, (limit.id,)), (ENTRY, ENTRY.id_of(limit_entry(limit))))]
+
+
+def of_endpoint(db: Database, endpoint_id: str) -> Dependents:
+    """What an endpoint takes along: that projects were given it, and policies for it."""
+    return [*((ENDPOINT_GRANT, ENDPOINT_GRANT.id_of(grant)) for grant in
+              db.cache.by(ENDPOINT_GRANT, "given", f"endpoint/{endpoint_id}")),
+            *((POLICY_PLACE, POLICY_PLACE.id_of(place)) for place in db.cache.by(POLICY_PLACE, "endpoint", endpoint_id))]
+
+
+def of_service(db: Database, service_id: str) -> Dependents:
+    """What a service takes along beside its endpoints: limits of its resources, and policies for it."""
+    registered = [found for limit in db.cache.by(REGISTERED_LIMIT, "service", service_id)
+                  for found in ((REGISTERED_LIMIT, (limit.id,)), (ENTRY, ENTRY.id_of(limit_entry(limit))))]
+    return [*limits(db, "service", service_id), *registered,
+            *((POLICY_PLACE, POLICY_PLACE.id_of(place)) for place in db.cache.by(POLICY_PLACE, "service", service_id))]
 
 
 async def remove_user(db: Database, user_id: str) -> None:

@@ -9,12 +9,16 @@ from control.identity.bootstrap import bootstrap
 from control.identity.catalog import Catalog
 from control.identity.compliance import Compliance
 from control.identity.credentials import Credentials
+from control.identity.domain_configs import DomainConfigs
 from control.identity.domains import Domains
 from control.identity.ec2 import Ec2Credentials
+from control.identity.endpoint_filters import EndpointFilters
 from control.identity.groups import Groups, Memberships
 from control.identity.issuing import Issuer
+from control.identity.limits import Limits
 from control.identity.model import DEFAULT_DOMAIN, KINDS, id_by_name
 from control.identity.passwords import Passwords
+from control.identity.policies import Policies
 from control.identity.projects import Projects
 from control.identity.roles import Roles
 from control.identity.sealing import Sealer, keep_rotating, rotate
@@ -30,10 +34,14 @@ from protos.identity.v1 import (
     assignments_pb2,
     catalog_pb2,
     credentials_pb2,
+    domain_configs_pb2,
     domains_pb2,
     ec2_pb2,
+    endpoint_filters_pb2,
     groups_pb2,
+    limits_pb2,
     memberships_pb2,
+    policies_pb2,
     projects_pb2,
     roles_pb2,
     tokens_pb2,
@@ -67,6 +75,10 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (Credentials(db), credentials_pb2, "Credentials"),
         (Ec2Credentials(db, authenticator, issuer), ec2_pb2, "Ec2Credentials"),
         (Trusts(db, authenticator), trusts_pb2, "Trusts"),
+        (Policies(db), policies_pb2, "Policies"),
+        (EndpointFilters(db), endpoint_filters_pb2, "EndpointFilters"),
+        (Limits(db), limits_pb2, "Limits"),
+        (DomainConfigs(db), domain_configs_pb2, "DomainConfigs"),
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
         (AccessRules(db), application_credentials_pb2, "AccessRules"),
     ]
