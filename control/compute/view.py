@@ -12,6 +12,9 @@ from control.kernel.rpc import Call
 from protos.compute.v1 import servers_pb2 as pb
 from protos.compute.v1.records_pb2 import ServerRecord
 
+#: Statuses that are shown with a progress.
+_PROGRESSING = frozenset({"ACTIVE", "BUILD"})
+
 
 def by_network(addresses: Iterable[Address], extended: bool) -> dict[str, ListValue]:
     """Addresses by the name of their network; `extended` with type and MAC."""
@@ -59,6 +62,8 @@ class Views:
             locked_reason=server.locked_reason or None, tags=server.tags,
             description=server.description if server.HasField("description") else None,
             pinned_availability_zone=server.availability_zone or None)
+        if state.status in _PROGRESSING:
+            view.progress = 0
         if server.HasField("fault"):
             view.fault.code, view.fault.message = server.fault.code, server.fault.message
             view.fault.created.CopyFrom(server.fault.created_at)
