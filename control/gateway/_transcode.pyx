@@ -473,9 +473,9 @@ cdef int put_field(Run* run, const Field* field, Slot* slot, int filtered) excep
             close(run, inner, c"{", c"}")
         else:
             put_list(run, field, slot, filtered == 1)
-            if field.zero_is_absent and run.out.size == inner + 2:
-                run.out.size = start
-                return put_absent(run, field, slot)
+        if field.zero_is_absent and run.out.size == inner + 2:
+            run.out.size = start
+            return put_absent(run, field, slot)
     slot.written = True
     return 0
 

@@ -29,6 +29,8 @@ _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean",
 BITS = {FieldDescriptor.CPPTYPE_INT32: (-2 ** 31, 2 ** 31 - 1), FieldDescriptor.CPPTYPE_UINT32: (0, 2 ** 32 - 1),
          FieldDescriptor.CPPTYPE_INT64: (-2 ** 63, 2 ** 63 - 1), FieldDescriptor.CPPTYPE_UINT64: (0, 2 ** 64 - 1)}
 
+_TOO_LARGE_FOR_SINGLE = 3.4028235677973366e38      # what is below rounds to a number that a float has
+
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y", ""})     # "": a parameter without a value is a flag
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
 _DECIMAL = re.compile(r"-?[0-9]{1,19}", re.ASCII)
@@ -244,6 +246,8 @@ def scalar(field: FieldDescriptor) -> Callable[[Any], Any]:
         return _lenient_boolean if field_options(field).lenient else _boolean
     if field.type == field.TYPE_BYTES:
         return _bytes
+    if field.type == field.TYPE_FLOAT:
+        return _single
     return _string if field.type == field.TYPE_STRING else _float
 
 
@@ -269,6 +273,12 @@ def _lenient_boolean(value: Any) -> bool:
 def _float(value: Any) -> float:
     if type(value) not in (int, float):
         raise expected("a number", value)
+    return value
+
+
+def _single(value: Any) -> float:
+    if abs(_float(value)) >= _TOO_LARGE_FOR_SINGLE:      # it would be stored as infinity
+        raise Wrong("the number is out of range: -3.4e38 to 3.4e38")
     return value
 
 
