@@ -116,6 +116,8 @@ def _user(transaction: Transaction, name: str, project_id: str, encoded: str) ->
         return found
     user = User(id=uuid.uuid4().hex, name=name, domain_id=DEFAULT_DOMAIN, enabled=True, default_project_id=project_id)
     user.options.SetInParent()
+    if name == "admin":
+        user.options["ignore_lockout_failure_attempts"] = True     # or anybody could keep the operator out
     user.extra["description"].CopyFrom(text("Made when the cloud was set up"))
     take_name(transaction, "user", DEFAULT_DOMAIN, name, user.id)
     transaction.put(USER, UserRecord(user=user, password_hash=encoded))

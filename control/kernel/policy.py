@@ -245,9 +245,9 @@ class RequestTarget(Mapping[str, Any]):
             elif not key.startswith("target."):
                 found = self._request
                 for name in key.split("."):
-                    if not isinstance(found, Message) or name not in found.DESCRIPTOR.fields_by_name:
-                        raise KeyError(key)
-                    found = getattr(found, name)
+                    if not isinstance(found, Message) or name.startswith("_") or not name.islower():
+                        raise KeyError(key)          # fields are in lower case, a message's own methods are not
+                    found = getattr(found, name, None)
         if found is None or isinstance(found, Message):
             raise KeyError(key)
         return found
