@@ -30,6 +30,9 @@ _REQUEST_ID = re.compile(r"req-[0-9a-fA-F-]{36}\Z")
 
 Query = list[tuple[str, str]]
 
+#: In place of a body that nobody has read yet; JSON's null is a body, too.
+_UNREAD = object()
+
 
 class Gateway:
     """The application. It owns nothing and may be called by any number of listeners."""
@@ -126,10 +129,10 @@ class Gateway:
 
     async def _choose(self, exchange: Exchange, endpoint: Endpoint, call: Call, context: Context) -> tuple[Rule, Any]:
         """The rule among an endpoint's, and the parsed body where it takes one to choose."""
-        body: Any = None
+        body: Any = _UNREAD
         try:
             if not endpoint.has_actions:
-                return endpoint.choose(context.version), None
+                return endpoint.choose(context.version), body
             body = parse(await exchange.body())
             return endpoint.choose(context.version, endpoint.action(body)), body
         except Error as error:
@@ -156,7 +159,7 @@ class Gateway:
         binding.check_media(exchange.headers.get("content-type", ""))
         if rule.method.client_streaming:
             return _upload(exchange, rule, binding.request(match.values, parameters, exchange.headers, b"", context))
-        if body is None and binding.body:
+        if body is _UNREAD and binding.body:
             body = await exchange.body()
             if not binding.is_raw:
                 body = parse(body)

@@ -1,5 +1,7 @@
 """Networks and subnets over REST: what clients see, what is refused, and what a deletion leaves."""
 
+import asyncio
+
 from tests.network.conftest import Cloud
 
 
@@ -321,3 +323,9 @@ async def test_a_request_without_its_resource_is_refused(cloud: Cloud) -> None:
         assert reply.status == 400 and "must have the key" in reply.json["NeutronError"]["message"], reply.body
     assert (await cloud.one("PUT", f"/networks/{network}", {})).status == 400
     assert (await cloud.one("PUT", f"/subnets/{subnet}", {})).status == 400
+
+
+async def test_a_body_that_is_null_is_refused_and_not_waited_for(cloud: Cloud) -> None:
+    async with asyncio.timeout(5):
+        reply = await cloud.one._client("POST", "/network/v2.0/networks", body=b"null")
+    assert reply.status == 400
