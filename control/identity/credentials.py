@@ -68,8 +68,9 @@ class Credentials:
             if after.user_id != before.user_id and not call.caller.is_admin:
                 raise access.denied("update_credential")
             old, new = keys_of(before), keys_of(after)
-            if EC2 in (before.type, after.type) and identifier(after, before.id) != before.id:
-                raise Invalid("identity.credential.access", "Invalid input for field 'blob': an access key cannot change.")
+            if EC2 in (before.type, after.type) and before.type != after.type:
+                raise Invalid("identity.credential.type", "Invalid input for field 'type': it cannot become or cease to be ec2.")
+            identifier(after, before.id)       # which refuses a blob without its keys; the credential's id stays
             if any(old.get(name) != new.get(name) for name in FIXED):
                 raise Invalid("identity.credential.blob", f"Invalid input for field 'blob': {', '.join(FIXED)} cannot change.")
             keep(transaction, after, replace=True)

@@ -117,7 +117,10 @@ class Ec2Credentials:
 
     def _signer(self, key: str) -> Credential | None:
         record = self._db.get(SECRET, id_of_access(key))
-        return opened(self._db, record.credential.id) if record is not None and record.credential.type == EC2 else None
+        if record is None or record.credential.type != EC2:
+            return None
+        credential = opened(self._db, record.credential.id)
+        return credential if keys_of(credential).get("access") == key else None       # a key that was replaced signs nothing
 
     def _of(self, reader: Database | Transaction, user_id: str, key: str) -> Credential:
         """A user's credential with an access key. Raises NotFound."""

@@ -99,12 +99,12 @@ class Roles:
             implied = require(transaction, ROLE, request.implied_role_id)
             if implied.name == "admin" and not implied.domain_id:
                 raise Invalid("identity.implication.admin", f"Invalid implied role: {implied.id} cannot be implied.")
-            if prior.id == implied.id or prior.id in {role.id for role in expand(self._db, [implied.id])}:
-                raise Invalid("identity.implication.circle",
-                              f"Invalid implied role: {implied.name} implies {prior.name} already.")
             if implied.domain_id and not prior.domain_id:
                 raise access.forbidden("identity.implication.domain", f"the role {implied.name} is private to a domain, and "
                                                                       f"{prior.name} is none's")
+            if prior.id == implied.id or prior.id in {role.id for role in expand(self._db, [implied.id])}:
+                raise Invalid("identity.implication.circle",
+                              f"Invalid implied role: {implied.name} implies {prior.name} already.")
             for role in (prior, implied):
                 transaction.guard_exists(ROLE, role.id)
             transaction.put(IMPLICATION, Implication(prior_role_id=prior.id, implied_role_id=implied.id))

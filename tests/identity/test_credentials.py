@@ -92,8 +92,19 @@ async def test_an_ec2_credential_has_keys_a_project_and_one_access_key_of_its_ow
                           (wanted | {"blob": json.dumps({"access": "b", "secret": "s", "trust_id": "t"})}, 400)):
         assert (await demo("POST", "/v3/credentials", json_body={"credential": wrong})).status == status
     path = f"/v3/credentials/{credential['id']}"
-    for blob in ({"access": "b", "secret": "s"}, {"access": "a", "secret": "s", "app_cred_id": "x"}):
-        assert (await demo("PATCH", path, json_body={"credential": {"blob": json.dumps(blob)}})).status == 400
+    for wrong in ({"blob": json.dumps({"access": "a", "secret": "s", "app_cred_id": "x"})}, {"blob": '{"access": "a"}'},
+                  {"type": "totp"}):
+        assert (await demo("PATCH", path, json_body={"credential": wrong})).status == 400
+    changed = await demo("PATCH", path, json_body={"credential": {"blob": json.dumps({"access": "b", "secret": "t"})}})
+    assert changed.status == 200 and changed.json["credential"]["id"] == credential["id"]
+
+
+async def test_an_access_key_that_was_replaced_signs_nothing(cloud: Cloud, admin, demo, ids) -> None:
+    keys = await _keys(demo, ids)
+    path = f"/v3/credentials/{hashlib.sha256(keys['access'].encode()).hexdigest()}"
+    blob = json.dumps({"access": "another", "secret": keys["secret"]})
+    assert (await demo("PATCH", path, json_body={"credential": {"blob": blob}})).status == 200
+    assert (await admin("POST", "/v3/ec2tokens", json_body={"credentials": _signed4(keys)})).status == 401
 
 
 async def test_keys_are_made_listed_and_deleted_by_their_user(cloud: Cloud, admin, demo, ids) -> None:

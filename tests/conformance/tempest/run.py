@@ -175,6 +175,8 @@ def main() -> int:
         for test, outcome in found.items():
             if outcome["status"] == "failed":
                 console.print(f"failed: {test}", style="red", highlight=False, soft_wrap=True)
+                if options.check:
+                    console.print(outcome["text"][-1200:], highlight=False, markup=False, soft_wrap=True)
         console.print(table(found))
         for line in wrong:
             console.print(line, style="bold red", highlight=False, soft_wrap=True)
