@@ -2,15 +2,19 @@
 
     python benchmarks/bench_gateway.py [--quick] [--json]
 
-Everything runs in this process, without a socket; each figure is the median of its rounds.
+Each figure is the median of its rounds. All runs in this process and without a socket, but for the last line: there uvicorn
+serves from a process of its own, and a few connections on loopback send one request after the other, over and over.
 """
 import argparse
 import asyncio
 import json
+import multiprocessing
+import socket
 import statistics
 import time
 from collections.abc import Callable
 
+import uvicorn
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,11 +23,13 @@ from control.gateway.apis import Family
 from control.gateway.app import Gateway
 from control.gateway.codec import Codec
 from control.gateway.context import Context
+from control.gateway.server import listen
 from control.kernel.caller import Caller
 from control.kernel.rpc import Dispatcher
 from protos.compute.v1 import flavors_pb2, servers_pb2
 
 ROWS = 100
+CONNECTIONS = 8
 
 
 def median_ms(work: Callable[[], object], rounds: int) -> float:
@@ -97,6 +103,56 @@ async def request_us(app, rounds: int) -> float:
     return statistics.median(taken) * 1e6
 
 
+def flavor_gateway() -> Gateway:
+    """A gateway with one handler, which answers at once."""
+    shown = flavors_pb2.FlavorResponse(flavor=flavors_pb2.Flavor(id="1", name="m1.small"))
+    dispatcher = Dispatcher(Anyone())
+    dispatcher.add(Flavors(shown), flavors_pb2.DESCRIPTOR.services_by_name["Flavors"])
+    return Gateway(dispatcher)
+
+
+def serve(listener: socket.socket) -> None:
+    """Serve the gateway from this process, until it is ended."""
+    config = uvicorn.Config(flavor_gateway(), loop="uvloop", http="httptools", log_level="warning", access_log=False)
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+async def requests_per_second(port: int, seconds: float) -> float:
+    """GETs of one flavor over loopback, on kept connections, each of which waits for its answer."""
+    wire = (b"GET /compute/v2.1/flavors/1 HTTP/1.1\r\nHost: cloud:5000\r\nX-Auth-Token: t\r\nAccept: application/json\r\n"
+            b"User-Agent: bench\r\nX-OpenStack-Nova-API-Version: 2.96\r\n\r\n")
+
+    async def connection(until: float) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        done = 0
+        while time.perf_counter() < until:
+            writer.write(wire)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            await reader.readexactly(int(length))
+            done += 1
+        writer.close()
+        return done
+
+    await connection(time.perf_counter() + seconds / 5)       # warm
+    started = time.perf_counter()
+    counts = await asyncio.gather(*(connection(started + seconds) for _ in range(CONNECTIONS)))
+    return sum(counts) / (time.perf_counter() - started)
+
+
+def through_uvicorn(seconds: float) -> float:
+    """Requests per second that one process of uvicorn answers."""
+    with listen("127.0.0.1", 0) as listener:
+        process = multiprocessing.get_context("fork").Process(target=serve, args=(listener,), daemon=True)
+        process.start()
+        try:
+            return asyncio.run(requests_per_second(listener.getsockname()[1], seconds))
+        finally:
+            process.terminate()
+            process.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, for a test")
@@ -110,10 +166,7 @@ def main() -> None:
     context = Context(base="http://cloud:5000", mount="/compute", prefix="/v2.1")
     size = len(codec.encode(listing, encoder, context))
 
-    flavors = flavors_pb2.DESCRIPTOR.services_by_name["Flavors"]
-    shown = flavors_pb2.FlavorResponse(flavor=flavors_pb2.Flavor(id="1", name="m1.small"))
-    dispatcher = Dispatcher(Anyone())
-    dispatcher.add(Flavors(shown), flavors)
+    data = listing.SerializeToString()
 
     body = json.dumps({"server": {
         "name": "web-1", "imageRef": "5e3a2f0c-0000-4000-8000-000000000001", "flavorRef": "1", "min_count": 1, "max_count": 1,
@@ -127,15 +180,22 @@ def main() -> None:
     result = {
         "rows": ROWS, "bytes": size,
         "encode_ms": median_ms(lambda: codec.encode(listing, encoder, context), rounds),
+        "transcode_ms": median_ms(lambda: encoder.table.transcode(data, context), rounds),
+        "reference_ms": median_ms(lambda: codec.encode_slowly(listing, encoder, context), rounds),
         "json_format_ms": median_ms(lambda: json_format.MessageToJson(listing, preserving_proto_field_name=True, indent=None,
                                                                       always_print_fields_with_no_presence=True), rounds),
         "decode_us": median_ms(decode, rounds * 10) * 1000,
-        "get_us": asyncio.run(request_us(Gateway(dispatcher), rounds * 10)),
+        "get_us": asyncio.run(request_us(flavor_gateway(), rounds * 10)),
+        "uvicorn_per_s": through_uvicorn(0.5 if options.quick else 5.0),
     }
-    print(f"list of {ROWS} servers in detail ({size} bytes)   gateway {result['encode_ms']:8.2f} ms   "
-          f"json_format {result['json_format_ms']:8.2f} ms")
+    result["times_json_format"] = result["json_format_ms"] / result["encode_ms"]
+    print(f"list of {ROWS} servers in detail ({size} bytes)   gateway {result['encode_ms']:8.3f} ms, of which transcoding "
+          f"{result['transcode_ms']:.3f} ms")
+    print(f"    the reference {result['reference_ms']:8.2f} ms   json_format {result['json_format_ms']:8.2f} ms   "
+          f"json_format / gateway {result['times_json_format']:.1f}")
     print(f"server create body to message    {result['decode_us']:8.1f} us")
     print(f"GET of one flavor through ASGI   {result['get_us']:8.1f} us")
+    print(f"the same through uvicorn, {CONNECTIONS} connections {result['uvicorn_per_s']:8.0f} /s")
     if options.json:
         print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 

@@ -380,7 +380,7 @@ cdef inline uint64_t key_number(const Field* key, uint64_t raw) noexcept:
 
 
 cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtered, const Layout* parent, Slot* slots) except -1:
-    """A map's entries, each behind a comma. With a parent they are its further keys.
+    """A map's entries, each behind a comma; returns whether it has any. With a parent they are its further keys.
 
     An entry that has unknown fields is itself unknown, as it is for protobuf's parser.
     """
@@ -428,7 +428,7 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
                 put_value(run, item, &pairs[2 * i + 1], filtered == 2)
             else:
                 put_text(run, &item.absent)
-        return 0
+        return n > 0
     finally:
         if pairs != few:
             PyMem_Free(pairs)
@@ -458,6 +458,7 @@ cdef int put_absent(Run* run, const Field* field, Slot* slot) except -1:
 cdef int put_field(Run* run, const Field* field, Slot* slot, int filtered) except -1:
     """A field's key and value, or what stands for it where it is not set."""
     cdef Py_ssize_t start = run.out.size, inner
+    cdef bint is_empty
     if slot.count == 0:
         return put_absent(run, field, slot)
     if field.shape == SINGLE:
@@ -469,11 +470,12 @@ cdef int put_field(Run* run, const Field* field, Slot* slot, int filtered) excep
         put_text(run, &field.key)
         inner = run.out.size
         if field.shape == MAP:
-            put_entries(run, field, slot, filtered, NULL, NULL)
+            is_empty = put_entries(run, field, slot, filtered, NULL, NULL) == 0
             close(run, inner, c"{", c"}")
         else:
             put_list(run, field, slot, filtered == 1)
-        if field.zero_is_absent and run.out.size == inner + 2:
+            is_empty = run.out.size == inner + 2
+        if field.zero_is_absent and is_empty:
             run.out.size = start
             return put_absent(run, field, slot)
     slot.written = True
