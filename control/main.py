@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 #: Seconds that calls in progress have to end when a listener stops.
 GRACE = 5.0
 
-KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *directories.KINDS,
-                            *image.KINDS, *compute.KINDS, *network.KINDS)
+KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS, *network.KINDS)
 
 
 class Replica:
@@ -124,6 +123,7 @@ async def run(config: Config) -> None:
             group.create_task(_serve_grpc(replica))
             group.create_task(_serve_agents(replica))
     finally:
+        replica.directories.close()
         await store.close()
 
 

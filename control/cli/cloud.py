@@ -15,6 +15,7 @@ from rich.table import Table
 
 from control.cli import credentials, preflight, processes, seed
 from control.cli.steps import Steps, console
+from control.identity import directory_settings
 from control.kernel import config as settings
 
 
@@ -33,6 +34,7 @@ from control.kernel import config as settings
 def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed: bool, **flags: Any) -> None:
     """Start a cloud on this machine, or what is missing of it."""
     config = settings.load(state_dir, config_file, **flags)
+    directory_settings.read(config.identity)          # raises, naming what makes no sense
     steps = Steps(quiet=as_json)
     if not processes.supervisor_pid(config):
         problems = preflight.check(config) if processes.wait_for_lock(config) else [preflight.Problem(

@@ -15,6 +15,7 @@ Keys:
     /identity/users/<id>                     UserRecord
     /identity/groups/<id>                    Group
     /identity/members/<group>/<user>         Membership
+    /identity/directory-entries/<id>         DirectoryEntry: whom an id of another system's user or group stands for
     /identity/roles/<id>                     Role
     /identity/implications/<prior>/<implied> Implication
     /identity/assignments/<actor type>/<actor>/<target type>/<target>/<role>[/inherited]   Assignment

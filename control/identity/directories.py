@@ -17,7 +17,7 @@ from control.identity.access import forbidden
 from control.identity.directory import Directory
 from control.identity.directory_settings import DirectorySettings
 from control.identity.ldap_directory import LdapDirectory
-from control.identity.model import GROUP, MEMBER, PROJECT, USER
+from control.identity.model import DIRECTORY_ENTRY, GROUP, MEMBER, PROJECT, USER
 from control.kernel import clock
 from control.kernel.cache import Kind
 from control.kernel.database import Database, Transaction
@@ -25,11 +25,6 @@ from protos.identity.v1.directories_pb2 import DirectoryEntry
 from protos.identity.v1.groups_pb2 import Group
 from protos.identity.v1.records_pb2 import Membership, UserRecord
 from protos.identity.v1.users_pb2 import User
-
-#: Whom the public ids of directories' users and groups stand for.
-DIRECTORY_ENTRY = Kind("/identity/directory-entries/", DirectoryEntry)
-
-KINDS: tuple[Kind, ...] = (DIRECTORY_ENTRY,)
 
 #: Answers whose age is remembered; one that is forgotten is asked for again.
 REMEMBERED = 10_000

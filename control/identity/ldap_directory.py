@@ -104,7 +104,8 @@ class LdapDirectory:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._settings.timeout)
         except (TimeoutError, _Silent) as error:
-            log.warning("directory of domain %s: no answer: %s", self._domain_id, error or f"{self._settings.timeout} s passed")
+            why = str(error) or f"{self._settings.timeout} s passed"
+            log.warning("directory of domain %s: no answer: %s", self._domain_id, why)
             raise Unavailable("identity.directory.silent", "The directory of this domain does not answer now.") from error
 
     def _done(self, future: Future) -> None:

@@ -13,6 +13,7 @@ from control.kernel.cache import Kind
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid, NotFound
 from protos.identity.v1.catalog_pb2 import Endpoint, Region, Service
+from protos.identity.v1.directories_pb2 import DirectoryEntry
 from protos.identity.v1.domains_pb2 import Domain
 from protos.identity.v1.endpoint_filters_pb2 import EndpointGroup
 from protos.identity.v1.groups_pb2 import Group
@@ -116,11 +117,14 @@ LIMIT = Kind("/identity/limits/", Limit, indexes={
     "project": lambda limit: (limit.project_id or limit.domain_id,),
     "service": lambda limit: (limit.service_id,)})
 DOMAIN_CONFIG = Kind("/identity/domain-configs/", DomainConfigRecord, id_of=lambda record: (record.domain_id,))
+#: Whom the public ids of directories' users and groups stand for.
+DIRECTORY_ENTRY = Kind("/identity/directory-entries/", DirectoryEntry, indexes={"domain": lambda entry: (entry.domain_id,)})
 REVOCATION = Kind("/identity/revocations/", Revocation, id_of=lambda revocation: (revocation.audit_id,))
 
 KINDS: tuple[Kind, ...] = (PROJECT, USER, GROUP, MEMBER, ROLE, IMPLICATION, ASSIGNMENT, ENTRY, SERVICE, ENDPOINT, REGION,
                            CREDENTIAL, TOKEN_KEY, REVOCATION, VAULT_KEY, SECRET, TRUST, POLICY, POLICY_PLACE,
-                           ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG, ACCESS_RULE, LOGIN)
+                           ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG, ACCESS_RULE, LOGIN,
+                           DIRECTORY_ENTRY)
 
 _NOUNS = {id(PROJECT): "project", id(USER): "user", id(GROUP): "group", id(ROLE): "role", id(SERVICE): "service",
           id(ENDPOINT): "endpoint", id(REGION): "region", id(CREDENTIAL): "application credential",

@@ -9,6 +9,7 @@ from control.identity.model import (
     ACCESS_RULE,
     ASSIGNMENT,
     CREDENTIAL,
+    DIRECTORY_ENTRY,
     DOMAIN_CONFIG,
     ENDPOINT_GRANT,
     ENTRY,
@@ -195,6 +196,12 @@ async def remove_domain(db: Database, domain_id: str) -> None:
             await remove_project(db, project_id)
     for role in db.cache.by(ROLE, "domain", domain_id):
         await remove_role(db, role.id)
+    while entries := db.cache.by(DIRECTORY_ENTRY, "domain", domain_id)[:CHUNK]:
+        def forget(transaction: Transaction, rows=tuple(entries)) -> None:
+            for row in rows:
+                transaction.delete(DIRECTORY_ENTRY, row.id)
+
+        await db.transact(forget)
     await remove_project(db, domain_id)
 
 

@@ -11,10 +11,10 @@ from argon2 import PasswordHasher
 from control.gateway.app import Gateway
 from control.identity import service as identity
 from control.identity.asking import asking
-from control.identity.directories import KINDS, Directories, public_id
+from control.identity.directories import Directories, public_id
 from control.identity.directory_logins import DirectoryAuthenticator, DirectoryPasswords
 from control.identity.directory_settings import read
-from control.identity.model import MEMBER, USER
+from control.identity.model import DIRECTORY_ENTRY, MEMBER, USER
 from control.kernel import pki
 from control.kernel.database import Database
 from control.kernel.errors import Invalid
@@ -30,7 +30,7 @@ class Corporate(Cloud):
     """A cloud with one domain, "corp", that is a directory's."""
 
     def __init__(self, store, settings):
-        self.db = Database(store, (*identity.KINDS, *KINDS))
+        self.db = Database(store, identity.KINDS)
         self.directories = Directories(self.db, settings)
         self.passwords = DirectoryPasswords(self.directories, PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         self.authenticator = DirectoryAuthenticator(self.db, self.directories)
@@ -209,6 +209,14 @@ async def test_who_is_disabled_in_the_directory_loses_their_token(cloud: Corpora
     assert (await client("GET", "/v3/auth/catalog")).status == 401
     assert (await cloud.corporate(world.ann, f"{world.ann}!")).status == 401
     assert (await cloud.find(admin, "user", world.ann))["enabled"] is False
+
+
+async def test_a_domain_of_a_directory_is_deleted_without_a_trace(cloud: Corporate, world: World, admin: Client, project):
+    assert (await admin("GET", f"/v3/users?domain_id={cloud.domain}")).status == 200
+    assert cloud.db.cache.by(DIRECTORY_ENTRY, "domain", cloud.domain)
+    await admin("PATCH", f"/v3/domains/{cloud.domain}", json_body={"domain": {"enabled": False}})
+    assert (await admin("DELETE", f"/v3/domains/{cloud.domain}")).status == 204
+    assert not cloud.db.cache.by(DIRECTORY_ENTRY, "domain", cloud.domain) and not cloud.db.cache.by(USER, "domain", cloud.domain)
 
 
 async def test_a_silent_directory_is_unavailable_in_time_and_holds_up_nobody_else(cloud: Corporate, world: World, admin: Client):
