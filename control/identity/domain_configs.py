@@ -148,6 +148,8 @@ def _checked(wanted: Any) -> Config:
 
 
 def _check_place(group: str, option: str = "") -> None:
+    if option and not group:
+        raise Invalid("identity.config.place", "Invalid input for field 'option': it is named together with its group.")
     if group and (group not in DEFAULTS or (option and option not in DEFAULTS[group])):
         raise _refused(f"{group}{'.' if option else ''}{option} cannot be set per domain")
 

@@ -123,6 +123,7 @@ async def test_a_domains_configuration_is_set_changed_and_shown_without_its_pass
     assert (await admin("GET", base)).json["config"] == {"identity": {"driver": "ldap"}}
     assert (await admin("DELETE", base)).status == 204 and (await admin("DELETE", base)).status == 404
     assert (await admin("GET", "/v3/domains/config/default")).json["config"]["ldap"]["user_objectclass"] == "inetOrgPerson"
+    assert (await admin("GET", "/v3/domains/config/default?option=url")).status == 400      # an option of no group
     assert (await admin("GET", "/v3/domains/config/ldap/default")).status == 200
     assert (await admin("GET", "/v3/domains/config/ldap/url/default")).json["config"] == {"url": "ldap://localhost"}
     assert (await demo("GET", "/v3/domains/default/config/security_compliance")).status == 200
