@@ -112,8 +112,9 @@ def run(program: str, cloud: Cloud, name: str, examples: int, seed: int) -> dict
          "--seed", str(seed), "--warnings", "off", "--output-sanitize", "true"],
         env=environment, cwd=tempfile.gettempdir(), capture_output=True, text=True, check=False)
     cases = re.search(r"(\d+) generated", done.stdout)
-    passed = re.search(r"(\d+) passed(?:,|$|\s)", done.stdout[cases.start():] if cases else "")
-    return {"cases": int(cases[1]) if cases else 0, "passed": int(passed[1]) if passed else 0, "code": done.returncode,
+    wrong = re.search(r"generated, (\d+) found", done.stdout)
+    count = int(cases[1]) if cases else 0
+    return {"cases": count, "passed": count - int(wrong[1] if wrong else 0), "code": done.returncode,
             "text": done.stdout + done.stderr}
 
 
