@@ -102,8 +102,8 @@ def test_a_guest_gets_metadata_user_data_a_config_drive_and_a_way_out(tenants: A
     assert until(lambda: tenant.run(address, "cat /run/marker").strip(), "user data ran", 30) == "from-user-data"
     told = json.loads(tenant.run(address, "wget -qO- http://169.254.169.254/openstack/latest/meta_data.json"))
     assert told["meta"] == {"role": "test"} and told["name"] == "told"
-    drive = tenant.run(address, "mkdir -p /mnt; for d in /dev/vd? /dev/sr?; do mount -t iso9660 -o ro $d /mnt 2>/dev/null && break; done; "
-                                "cat /mnt/openstack/latest/meta_data.json")
+    drive = tenant.run(address, "mkdir -p /mnt; for d in /dev/vd? /dev/sr?; do mount -t iso9660 -o ro $d /mnt 2>/dev/null && "
+                                "break; done; cat /mnt/openstack/latest/meta_data.json")
     assert json.loads(drive)["uuid"] == server["id"]
     assert tenant.run(address, "hostname").strip().split(".")[0] == "told"
     host = tenant.session.request("GET", "network", f"/v2.0/networks/{tenant.external}")
