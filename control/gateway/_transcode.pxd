@@ -44,7 +44,7 @@ cdef struct Field:
     int64_t since, until       # microversions, both inclusive
     Text key                   # ,"name":  or nothing
     Text name
-    Text absent                # the value where the field is not set
+    Text absent                # key and value where the field is not set
     Layout* child              # of a message, or of a map's entry
     Spelling* spellings
     Py_ssize_t n_spellings

@@ -449,7 +449,6 @@ cdef bint is_zero(const Field* field, const Slot* slot) noexcept:
 
 cdef int put_absent(Run* run, const Field* field, Slot* slot) except -1:
     if field.absent_is_written:
-        put_text(run, &field.key)
         put_text(run, &field.absent)
         slot.written = True
     return 0
@@ -584,11 +583,13 @@ cdef class Table:
 
     cdef Layout layout
     cdef list kept
+    cdef double growth                  # how much longer than its message a large answer was the last time, and some more
     cdef bint is_flat                   # an object without flattened fields
 
     def __init__(self, int form):
         self.layout.form = form
         self.layout.id_place = -1
+        self.growth = 2.0
         self.kept = []
 
     def __dealloc__(self):
@@ -621,9 +622,10 @@ cdef class Table:
             field.oneof, field.since, field.until = row.oneof, row.since, row.until
             field.is_href, field.zero_is_absent = row.is_href, row.zero_is_absent
             field.absent_is_written = row.absent is not None
-            field.absent = text_of(self.kept, row.absent or b"")
+            key = b"," + dumps(row.name) + b":" if row.name else b""
             field.name = text_of(self.kept, row.name.encode())
-            field.key = text_of(self.kept, b"," + dumps(row.name) + b":" if row.name else b"")
+            field.key = text_of(self.kept, key)
+            field.absent = text_of(self.kept, key + (row.absent or b""))
             if row.kind == MESSAGE or row.shape in (MAP, FLATTENED):
                 self.kept.append(row.child)
                 field.child = &(<Table?> row.child).layout
@@ -683,7 +685,7 @@ cdef class Table:
             raise ValueError("the table is not filled, or does not cover the context")
         memset(&run, 0, sizeof(Run))
         run.version = context.version
-        run.out.room = 2 * PyBytes_GET_SIZE(data) + 256
+        run.out.room = <Py_ssize_t> (self.growth * PyBytes_GET_SIZE(data)) + 512
         run.out.data = <uint8_t*> malloc(run.out.room)
         if run.out.data == NULL:
             raise MemoryError
@@ -706,6 +708,8 @@ cdef class Table:
                     run.extra[2 * i] = text_of(kept, name.encode())
                     run.extra[2 * i + 1] = text_of(kept, b"," + dumps(name) + b":" + dumps(item))
             put_message(&run, &self.layout, start, start + PyBytes_GET_SIZE(data), 2 if fields else 0)
+            if PyBytes_GET_SIZE(data) > 1024:
+                self.growth = min(1.1 * run.out.size / PyBytes_GET_SIZE(data), 8.0)
             return PyBytes_FromStringAndSize(<const char*> run.out.data, run.out.size)
         finally:
             free(run.out.data)
