@@ -4,7 +4,8 @@ How a request travels:
   app.py        the ASGI application: one exchange from scope to answer
   routes.py     (verb, path) to a Rule, by a trie built from google.api.http and the options of brume.v1
   binding.py    path, query, headers and body to the request message
-  codec.py      JSON to and from messages, by the code that encoding.py and decoding.py make once per message type
+  codec.py      JSON to and from messages: answers by tables.py and _transcode.pyx, requests by decoding.py; encoding.py is
+                the reference that answers are tested against
   answers.py    the response message to status, headers and body
 What differs between OpenStack's projects is a named dialect, chosen by the API's family and never by a call:
   faults.py     error bodies          documents.py      version documents       microversions.py  their negotiation
