@@ -69,7 +69,7 @@ class EndpointFilters:
             for path in request.update_mask.paths:
                 if path == "name":
                     group.name = wanted.name
-                elif path == "filters":
+                elif path == "filters" and wanted.filters.fields:      # clients send {} where they change none
                     group.filters.CopyFrom(wanted.filters)
                 elif path == "description":
                     group.ClearField("description")

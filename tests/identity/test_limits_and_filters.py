@@ -66,7 +66,7 @@ async def test_a_projects_catalog_has_the_endpoints_that_it_was_given(cloud: Clo
     assert await types() == ["compute", "identity"] and len((await admin("GET", path)).json["endpoints"]) == 2
     assert [row["id"] for row in (await admin("GET", f"/v3/OS-EP-FILTER/endpoints/{own}/projects")).json["projects"]] == [project]
     assert len((await admin("GET", f"/v3/OS-EP-FILTER/projects/{project}/endpoint_groups")).json["endpoint_groups"]) == 1
-    changed = await admin("PATCH", base, json_body={"endpoint_group": {"name": "new", "filters": {"interface": "admin"}}})
+    changed = await admin("PATCH", base, json_body={"endpoint_group": {"name": "new", "filters": {}}})
     assert changed.json["endpoint_group"]["name"] == "new"
     assert (await admin("PATCH", base, json_body={"endpoint_group": {"filters": {"color": "red"}}})).status == 400
     assert (await admin("DELETE", f"{path}/{own}")).status == 204 and (await admin("DELETE", base)).status == 204
