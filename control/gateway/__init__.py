@@ -12,6 +12,8 @@ What differs between OpenStack's projects is a named dialect, chosen by the API'
   links.py      links and pages       times.py          timestamps
   apis.py       which API a proto package is, and what its descriptors say of it
   server.py     the HTTP listener
+What describes it, from the same rules: openapi.py (schemas.py, errors.py; comments.py has the protos' words), served by
+reference.py with page.html; apidocs.py writes docs/api.
 
 Invariants: a client never sees a trace; every answer carries x-openstack-request-id; a request without a valid token
 learns nothing of a body but 401; whatever is wrong with a request is found before its handler runs.
