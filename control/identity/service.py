@@ -1,4 +1,6 @@
 """Puts the identity service together: its kinds, its servicers, who checks tokens, and what a new cloud starts with."""
+import dataclasses
+
 from google.protobuf.descriptor import ServiceDescriptor
 
 from control.identity.access_rules import AccessRules
@@ -78,7 +80,7 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (Policies(db), policies_pb2, "Policies"),
         (EndpointFilters(db), endpoint_filters_pb2, "EndpointFilters"),
         (Limits(db), limits_pb2, "Limits"),
-        (DomainConfigs(db), domain_configs_pb2, "DomainConfigs"),
+        (DomainConfigs(db, dataclasses.asdict(compliance) if compliance else None), domain_configs_pb2, "DomainConfigs"),
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
         (AccessRules(db), application_credentials_pb2, "AccessRules"),
     ]

@@ -54,6 +54,14 @@ async def test_a_trustee_acts_as_the_trustor_or_as_themselves_with_the_trusts_ro
     assert (await world.cloud.log_in("bob", "pw", {"OS-TRUST:trust": {"id": "nothing"}})).status == 404
 
 
+async def test_a_token_from_a_trust_makes_no_application_credential_that_would_outlive_it(world: World) -> None:
+    trust = (await world.trust(world.demo, "demo", "bob")).json["trust"]
+    token = (await world.use("bob", trust)).headers["x-subject-token"]
+    refused = await world.demo("POST", f"/v3/users/{world.ids['demo']}/application_credentials", headers={"X-Auth-Token": token},
+                               json_body={"application_credential": {"name": "lasting"}})
+    assert refused.status == 403
+
+
 async def test_of_a_trusts_uses_no_more_are_given_than_it_has(world: World) -> None:
     trust = (await world.trust(world.demo, "demo", "bob", remaining_uses=3)).json["trust"]
     replies = await asyncio.gather(*(world.use("bob", trust) for _ in range(8)))
