@@ -12,19 +12,15 @@ class Steps:
 
     def __init__(self, *, quiet: bool = False):
         self.seconds: dict[str, float] = {}
-        self._quiet = quiet
+        self.quiet = quiet
 
     def __call__(self, name: str) -> "_Step":
         return _Step(self, name)
 
     def done(self, name: str, seconds: float, failed: bool) -> None:
         self.seconds[name] = round(seconds, 2)
-        if not self._quiet:
+        if not self.quiet:
             console.print(f"{'[red]failed[/]' if failed else '[green]ok[/]':<8} {name} [dim]({seconds:.1f} s)[/]")
-
-    @property
-    def quiet(self) -> bool:
-        return self._quiet
 
 
 class _Step:
