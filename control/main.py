@@ -21,6 +21,8 @@ from control.hosts.service import Hosts
 from control.identity import asking, directories, directory_settings
 from control.identity import service as identity
 from control.identity.directory_logins import DirectoryAuthenticator, DirectoryPasswords
+from control.identity.federation import settings as federation
+from control.identity.federation.providers import Providers
 from control.image import service as image
 from control.kernel import etcd_server, fleet, pki, quota, rpc
 from control.kernel.cache import Kind
@@ -52,6 +54,7 @@ class Replica:
         self.store = store
         self.database = Database(store, KINDS)
         self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
+        self.providers = Providers(federation.read(config.identity))
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
@@ -75,7 +78,8 @@ class Replica:
     def _servicers(self) -> Sequence[tuple[object, ServiceDescriptor]]:
         compliance = identity.Compliance(**{item.name: getattr(self.config, item.name)
                                             for item in dataclasses.fields(identity.Compliance)})
-        own = identity.servicers(self.database, self.authenticator, DirectoryPasswords(self.directories), compliance=compliance)
+        own = identity.servicers(self.database, self.authenticator, DirectoryPasswords(self.directories), compliance=compliance,
+                                  providers=self.providers)
         return [*asking.asking(own, self.database, self.directories),
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts),
@@ -101,6 +105,7 @@ class Replica:
             group.create_task(compute.Reconciler(self.database, self.ports, self.placer, [fence]).controller().run())
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
+            group.create_task(identity.keep_sweeping(self.database))
             group.create_task(Maintenance(self.store).run())
 
 
@@ -124,6 +129,7 @@ async def run(config: Config) -> None:
             group.create_task(_serve_agents(replica))
     finally:
         replica.directories.close()
+        await replica.providers.close()
         await store.close()
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from control.cli import credentials, preflight, processes, seed
 from control.cli.steps import Steps, console
 from control.identity import directory_settings
+from control.identity.federation import settings as federation
 from control.kernel import config as settings
 
 
@@ -34,7 +35,8 @@ from control.kernel import config as settings
 def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed: bool, **flags: Any) -> None:
     """Start a cloud on this machine, or what is missing of it."""
     config = settings.load(state_dir, config_file, **flags)
-    directory_settings.read(config.identity)          # raises, naming what makes no sense
+    directory_settings.read(config.identity)          # these raise, naming what makes no sense
+    federation.read(config.identity)
     steps = Steps(quiet=as_json)
     if not processes.supervisor_pid(config):
         problems = preflight.check(config) if processes.wait_for_lock(config) else [preflight.Problem(

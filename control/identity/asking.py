@@ -69,6 +69,10 @@ class Before:
     async def create_group(self, request: Any, call: Call) -> None:
         self._directories.refuse_write(request.group.domain_id or access.home_domain(call.caller))
 
+    async def create_identity_provider(self, request: Any, call: Call) -> None:
+        if request.identity_provider.domain_id:
+            self._directories.refuse_write(request.identity_provider.domain_id)
+
     async def write_user(self, request: Any, call: Call) -> None:
         if (record := self._db.get(USER, request.user_id)) is not None:
             self._directories.refuse_write(record.user.domain_id)
@@ -130,7 +134,7 @@ _BEFORE: dict[str, Callable[[Before, Any, Call], Awaitable[None]]] = {
     "CreateGroup": Before.create_group, "UpdateGroup": Before.write_group, "DeleteGroup": Before.write_group,
     "GetGroup": Before.see_group, "ListGroups": Before.see_groups, "ListMembers": Before.see_members,
     "AddMember": Before.write_member, "RemoveMember": Before.write_member, "CheckMember": Before.see_both,
-    "ListRoleAssignments": Before.see_assigned,
+    "ListRoleAssignments": Before.see_assigned, "CreateIdentityProvider": Before.create_identity_provider,
     **{f"{verb}{kind}Role": Before.see_both for verb in ("Assign", "Check") for kind in ("", "System", "Inherited")},
     "ListAssignedRoles": Before.see_both, "ListAssignedSystemRoles": Before.see_both, "ListInheritedRoles": Before.see_both,
 }

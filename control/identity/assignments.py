@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from google.protobuf.empty_pb2 import Empty
 
 from control.identity import access
-from control.identity.holdings import SYSTEM, ancestors, below, expand
-from control.identity.model import ASSIGNMENT, GROUP, MEMBER, PROJECT, ROLE, USER, missing, pair, require
+from control.identity.holdings import SYSTEM, ancestors, below, expand, memberships
+from control.identity.model import ASSIGNMENT, GROUP, PROJECT, ROLE, USER, missing, pair, require
 from control.identity.roles import listed
 from control.kernel.cache import Kind
 from control.kernel.database import Database, Transaction
@@ -137,7 +137,7 @@ class Assignments:
         """An assignment as single users' single roles on what it counts on."""
         source = row.row
         users = [source.actor_id] if source.actor_type == "user" else [
-            member.user_id for member in self._db.cache.by(MEMBER, "group", source.actor_id)]
+            member.user_id for member in memberships(self._db, "group", source.actor_id)]
         targets = [(source.target_type, source.target_id)] if not source.inherited else [
             ("project", project_id) for project_id in below(self._db, source.target_id)]
         for role in expand(self._db, [source.role_id]):

@@ -26,6 +26,9 @@ METHODS = {"password": TokenPayload.PASSWORD, "token": TokenPayload.TOKEN,
            "application_credential": TokenPayload.APPLICATION_CREDENTIAL, "totp": TokenPayload.TOTP}
 SPELLINGS = {number: name for name, number in METHODS.items()}
 
+#: What clients also call the method "token" where the token is that of a user of an identity provider.
+_FEDERATED = frozenset({"openid", "mapped"})
+
 
 @dataclass(slots=True)
 class Proof:
@@ -35,6 +38,7 @@ class Proof:
     methods: set[TokenPayload.Method] = field(default_factory=set)
     session: Session | None = None                        # of the token that it was proven with
     credential: ApplicationCredential | None = None
+    federation: tuple[str, str] = ("", "")                # the identity provider and the protocol that it came through
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Authentication:
         if not methods:
             raise Invalid("auth.methods", "Invalid input for field 'identity/methods': at least one method is required.")
         for method in methods:
-            if method not in METHODS:
+            if method not in METHODS and method not in _FEDERATED:
                 raise refused("auth.method")
             if not identity.HasField(method):
                 raise Invalid("auth.method", f"Expecting to find {method} in identity. The server could not comply with the "
@@ -80,10 +84,13 @@ class Authentication:
                     proofs.append(Proof(await self.password(identity.password.user), {TokenPayload.PASSWORD}))
                 case "totp":
                     proofs.append(Proof(await self._passcode(identity.totp.user), {TokenPayload.TOTP}))
-                case "token":
-                    session = await self._authenticator.session(identity.token.id)
+                case "token" | "openid" | "mapped":
+                    session = await self._authenticator.session(getattr(identity, method).id)
+                    through = (session.payload.idp_id, session.payload.protocol_id)
+                    if method in _FEDERATED and not session.payload.idp_id:
+                        raise refused("auth.federation")
                     proofs.append(Proof(session.user.id, {TokenPayload.TOKEN, *session.payload.methods}, session,
-                                        session.credential))
+                                        session.credential, through))
                 case _:
                     credential = await self._application_credential(identity.application_credential)
                     proofs.append(Proof(credential.user_id, {TokenPayload.APPLICATION_CREDENTIAL}, None, credential))
@@ -92,7 +99,8 @@ class Authentication:
             if other.user_id != proof.user_id:
                 raise refused("auth.users")
             proof = Proof(proof.user_id, proof.methods | other.methods, proof.session or other.session,
-                          proof.credential or other.credential)
+                          proof.credential or other.credential,
+                          proof.federation if any(proof.federation) else other.federation)
         if receipt:
             proof.methods |= self._second.open(receipt, proof.user_id)
         if proof.credential is None:           # who has one has logged in with all that it takes before

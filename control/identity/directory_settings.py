@@ -87,8 +87,9 @@ _AD = {"user_objectclass": "user", "user_filter": "(objectCategory=person)", "us
 def read(section: Mapping[str, Any]) -> dict[str, DirectorySettings]:
     """The directories of an `[identity]` section, by domain name. Raises Invalid, naming the setting."""
     for key in section:
-        if key != "domains":
-            raise Invalid(f"config.identity.{key}", f"unknown setting identity.{key}; there is identity.domains")
+        if key not in ("domains", "federation"):
+            raise Invalid(f"config.identity.{key}",
+                          f"unknown setting identity.{key}; there are identity.domains and identity.federation")
     domains = section.get("domains", {})
     if domains and importlib.util.find_spec("ldap3") is None:
         raise Invalid("config.identity.domains", "identity.domains needs the Python package ldap3: install brume[ldap]")

@@ -4,6 +4,7 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 
 from control.identity import access
+from control.identity.holdings import lasts, memberships
 from control.identity.model import (
     GROUP,
     MEMBER,
@@ -86,7 +87,8 @@ class Groups:
         def decide(transaction: Transaction) -> None:
             require(transaction, GROUP, request.group_id)
             require(transaction, USER, request.user_id)
-            if transaction.get(MEMBER, request.group_id, request.user_id) is None:
+            present = transaction.get(MEMBER, request.group_id, request.user_id)
+            if present is None or present.HasField("expires_at"):
                 transaction.guard_exists(GROUP, request.group_id)
                 transaction.guard_exists(USER, request.user_id)
                 transaction.put(MEMBER, Membership(group_id=request.group_id, user_id=request.user_id))
@@ -98,7 +100,7 @@ class Groups:
         access.require_self(call, request.user_id, "check_user_in_group")
         require(self._db, GROUP, request.group_id)
         require(self._db, USER, request.user_id)
-        if self._db.get(MEMBER, request.group_id, request.user_id) is None:
+        if not lasts(self._db.get(MEMBER, request.group_id, request.user_id)):
             raise missing("user", f"{request.user_id} in group: {request.group_id}")
         return Empty()
 
@@ -123,6 +125,6 @@ class Memberships:
     async def ListMembers(self, request: ListMembersRequest, call: Call) -> ListUsersResponse:
         access.require_reader(call, "list_users_in_group")
         require(self._db, GROUP, request.group_id)
-        records = [self._db.get(USER, member.user_id) for member in self._db.cache.by(MEMBER, "group", request.group_id)]
+        records = [self._db.get(USER, member.user_id) for member in memberships(self._db, "group", request.group_id)]
         users = [record.user for record in records if record is not None]
         return listed_users(users, request.filters, request.limit, request.marker)

@@ -1,18 +1,31 @@
 """Which roles somebody has on what: their own, their groups', the implied and the inherited ones."""
+import time
 from collections.abc import Iterable, Iterator
 
 from control.identity.model import ASSIGNMENT, IMPLICATION, MEMBER, PROJECT, ROLE, pair
 from control.kernel.database import Database
 from protos.identity.v1.projects_pb2 import Project
-from protos.identity.v1.records_pb2 import Assignment
+from protos.identity.v1.records_pb2 import Assignment, Membership
 from protos.identity.v1.roles_pb2 import Role
 
 SYSTEM = ("system", "all")
 
 
+def lasts(member: Membership | None) -> bool:
+    """Whether a membership counts: there is one, and it has not ended by itself."""
+    if member is None or not member.HasField("expires_at"):
+        return member is not None
+    return member.expires_at.ToMicroseconds() > time.time_ns() // 1000
+
+
+def memberships(db: Database, index: str, value: str) -> list[Membership]:
+    """The memberships of a "user" or of a "group" that count now."""
+    return [member for member in db.cache.by(MEMBER, index, value) if lasts(member)]
+
+
 def actors(db: Database, user_id: str) -> list[tuple[str, str]]:
     """A user and the groups that they are in."""
-    return [("user", user_id), *(("group", member.group_id) for member in db.cache.by(MEMBER, "user", user_id))]
+    return [("user", user_id), *(("group", member.group_id) for member in memberships(db, "user", user_id))]
 
 
 def ancestors(db: Database, project: Project) -> Iterator[Project]:

@@ -11,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control.identity import access
 from control.identity.addresses import catalog_for
 from control.identity.authentication import SPELLINGS, Proof, Scope
-from control.identity.model import TRUST, missing
+from control.identity.holdings import memberships
+from control.identity.model import SERVICE_PROVIDER, TRUST, missing
 from control.identity.sealing import LIFETIME, Sealer
 from control.identity.sessions import Session, chain_of, session_of
 from control.kernel.database import Database, Transaction
@@ -51,7 +52,8 @@ class Issuer:
             system=scope.system, trust_id=scope.trust_id, issued_at=issued,
             expires_at=issued + int(LIFETIME.total_seconds() * 1e6),
             audit_id=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="), revision=self._db.cache.revision,
-            application_credential_id=proof.credential.id if proof.credential else "")
+            application_credential_id=proof.credential.id if proof.credential else "",
+            idp_id=proof.federation[0], protocol_id=proof.federation[1])
         if proof.session is not None:
             before = proof.session.payload
             if before.trust_id:
@@ -93,13 +95,18 @@ class Issuer:
         """What a token says."""
         payload = session.payload
         shown = pb.Token(
-            methods=[_SPELLINGS[method] for method in payload.methods],
+            methods=[_SPELLINGS.get(method, payload.protocol_id) for method in payload.methods],
             user=pb.TokenUser(id=session.user.id, name=session.user.name, domain=_domain(session.user_domain)),
             roles=[pb.TokenRole(id=role.id, name=role.name) for role in session.roles],
             expires_at=_time(payload.expires_at), issued_at=_time(payload.issued_at),
             audit_ids=[audit for audit in (payload.audit_id, payload.parent_audit_id) if audit])
         if session.user.HasField("password_expires_at"):
             shown.user.password_expires_at.CopyFrom(session.user.password_expires_at)
+        if any(identity.idp_id == payload.idp_id for identity in session.user.federated):
+            shown.user.federation.CopyFrom(self._federation(session))
+        shown.service_providers.extend(
+            pb.TokenServiceProvider(id=other.id, auth_url=other.auth_url, sp_url=other.sp_url)
+            for other in self._db.cache.all(SERVICE_PROVIDER) if other.enabled)
         if session.project is not None and session.project_domain is not None:
             shown.project.CopyFrom(Named(id=session.project.id, name=session.project.name,
                                          domain=_domain(session.project_domain)))
@@ -120,6 +127,14 @@ class Issuer:
                 id=trust.id, impersonation=trust.impersonation, trustor_user=pb.TrustUser(id=trust.trustor_user_id),
                 trustee_user=pb.TrustUser(id=trust.trustee_user_id)))
         return shown
+
+
+    def _federation(self, session: Session) -> pb.TokenFederation:
+        payload = session.payload
+        groups = [row.group_id for row in memberships(self._db, "user", session.user.id) if row.idp_id == payload.idp_id]
+        return pb.TokenFederation(groups=[pb.FederationReference(id=group_id) for group_id in sorted(groups)],
+                                  identity_provider=pb.FederationReference(id=payload.idp_id),
+                                  protocol=pb.FederationReference(id=payload.protocol_id))
 
 
 def usable(reader: Database | Transaction, trust_id: str) -> Trust:

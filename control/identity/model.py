@@ -18,8 +18,10 @@ from protos.identity.v1.domains_pb2 import Domain
 from protos.identity.v1.endpoint_filters_pb2 import EndpointGroup
 from protos.identity.v1.groups_pb2 import Group
 from protos.identity.v1.limits_pb2 import Limit, RegisteredLimit
+from protos.identity.v1.mappings_pb2 import Mapping
 from protos.identity.v1.policies_pb2 import Policy
 from protos.identity.v1.projects_pb2 import Project
+from protos.identity.v1.protocols_pb2 import Protocol
 from protos.identity.v1.records_pb2 import (
     AccessRuleRecord,
     ApplicationCredentialRecord,
@@ -28,6 +30,7 @@ from protos.identity.v1.records_pb2 import (
     DomainConfigRecord,
     EndpointGrant,
     Entry,
+    IdentityProviderRecord,
     Implication,
     Login,
     Membership,
@@ -39,6 +42,7 @@ from protos.identity.v1.records_pb2 import (
     VaultKey,
 )
 from protos.identity.v1.roles_pb2 import Role
+from protos.identity.v1.service_providers_pb2 import ServiceProvider
 from protos.identity.v1.trusts_pb2 import Trust
 
 M = TypeVar("M", bound=Message)
@@ -69,10 +73,12 @@ PROJECT = Kind("/identity/projects/", ProjectRecord, id_of=lambda record: (recor
     "parent": lambda record: (record.project.parent_id,) if record.project.parent_id else (),
     "acts_as": lambda record: ("domain" if record.project.is_domain else "project",)})
 USER = Kind("/identity/users/", UserRecord, id_of=lambda record: (record.user.id,), indexes={
-    "domain": lambda record: (record.user.domain_id,)})
+    "domain": lambda record: (record.user.domain_id,),
+    "idp": lambda record: [identity.idp_id for identity in record.user.federated]})
 GROUP = Kind("/identity/groups/", Group, indexes={"domain": lambda group: (group.domain_id,)})
 MEMBER = Kind("/identity/members/", Membership, id_of=lambda member: (member.group_id, member.user_id), indexes={
-    "group": lambda member: (member.group_id,), "user": lambda member: (member.user_id,)})
+    "group": lambda member: (member.group_id,), "user": lambda member: (member.user_id,),
+    "idp": lambda member: (member.idp_id,) if member.idp_id else ()})
 ROLE = Kind("/identity/roles/", Role, indexes={"domain": lambda role: (role.domain_id,)})
 IMPLICATION = Kind("/identity/implications/", Implication, id_of=lambda row: (row.prior_role_id, row.implied_role_id), indexes={
     "prior": lambda row: (row.prior_role_id,), "implied": lambda row: (row.implied_role_id,)})
@@ -117,6 +123,13 @@ LIMIT = Kind("/identity/limits/", Limit, indexes={
     "project": lambda limit: (limit.project_id or limit.domain_id,),
     "service": lambda limit: (limit.service_id,)})
 DOMAIN_CONFIG = Kind("/identity/domain-configs/", DomainConfigRecord, id_of=lambda record: (record.domain_id,))
+IDENTITY_PROVIDER = Kind("/identity/identity-providers/", IdentityProviderRecord,
+                         id_of=lambda record: (record.identity_provider.id,),
+                         indexes={"domain": lambda record: (record.identity_provider.domain_id,)})
+PROTOCOL = Kind("/identity/protocols/", Protocol, id_of=lambda protocol: (protocol.idp_id, protocol.id), indexes={
+    "idp": lambda protocol: (protocol.idp_id,)})
+MAPPING = Kind("/identity/mappings/", Mapping)
+SERVICE_PROVIDER = Kind("/identity/service-providers/", ServiceProvider)
 #: Whom the public ids of directories' users and groups stand for.
 DIRECTORY_ENTRY = Kind("/identity/directory-entries/", DirectoryEntry, indexes={"domain": lambda entry: (entry.domain_id,)})
 REVOCATION = Kind("/identity/revocations/", Revocation, id_of=lambda revocation: (revocation.audit_id,))
@@ -124,12 +137,13 @@ REVOCATION = Kind("/identity/revocations/", Revocation, id_of=lambda revocation:
 KINDS: tuple[Kind, ...] = (PROJECT, USER, GROUP, MEMBER, ROLE, IMPLICATION, ASSIGNMENT, ENTRY, SERVICE, ENDPOINT, REGION,
                            CREDENTIAL, TOKEN_KEY, REVOCATION, VAULT_KEY, SECRET, TRUST, POLICY, POLICY_PLACE,
                            ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG, ACCESS_RULE, LOGIN,
-                           DIRECTORY_ENTRY)
+                           DIRECTORY_ENTRY, IDENTITY_PROVIDER, PROTOCOL, MAPPING, SERVICE_PROVIDER)
 
 _NOUNS = {id(PROJECT): "project", id(USER): "user", id(GROUP): "group", id(ROLE): "role", id(SERVICE): "service",
           id(ENDPOINT): "endpoint", id(REGION): "region", id(CREDENTIAL): "application credential",
           id(SECRET): "credential", id(TRUST): "trust", id(POLICY): "policy", id(ENDPOINT_GROUP): "endpoint group",
-          id(REGISTERED_LIMIT): "registered limit", id(LIMIT): "limit"}
+          id(REGISTERED_LIMIT): "registered limit", id(LIMIT): "limit", id(IDENTITY_PROVIDER): "identity provider",
+          id(PROTOCOL): "federation protocol", id(MAPPING): "mapping", id(SERVICE_PROVIDER): "service provider"}
 
 
 # Finding
@@ -139,11 +153,11 @@ def missing(noun: str, name: str) -> NotFound:
     return NotFound(f"identity.{noun.replace(' ', '_')}.missing", f"Could not find {noun}: {name}.")
 
 
-def require(reader: Database | Transaction, kind: Kind[M], identifier: str) -> M:
+def require(reader: Database | Transaction, kind: Kind[M], *identifier: str) -> M:
     """The message under an id, as the reader hands it out, or NotFound in Keystone's words."""
-    message = reader.get(kind, identifier)
+    message = reader.get(kind, *identifier)
     if message is None:
-        raise missing(_NOUNS[id(kind)], identifier)
+        raise missing(_NOUNS[id(kind)], identifier[-1])
     return message
 
 
@@ -179,7 +193,14 @@ def take_name(transaction: Transaction, noun: str, scope: str, name: str, identi
 def rename(transaction: Transaction, noun: str, scope: str, before: str, after: str, identifier: str) -> None:
     if before != after:
         take_name(transaction, noun, scope, after, identifier)
-        transaction.delete(ENTRY, noun, scope, before)
+        free_name(transaction, noun, scope, before, identifier)
+
+
+def free_name(transaction: Transaction, noun: str, scope: str, name: str, identifier: str) -> None:
+    """Give up a name, where it is this id's: users of identity providers have theirs without taking them."""
+    entry = transaction.get(ENTRY, noun, scope, name)
+    if entry is not None and entry.id == identifier:
+        transaction.delete(ENTRY, noun, scope, name)
 
 
 def id_by_name(reader: Database | Transaction, noun: str, scope: str, name: str) -> str:
@@ -234,7 +255,7 @@ def check_tags(tags: Iterable[str]) -> None:
 # Changing
 
 #: What the service itself decides, whoever sends it.
-_GIVEN = frozenset({"id", "links", "password_expires_at", "parents", "subtree"})
+_GIVEN = frozenset({"id", "links", "password_expires_at", "parents", "subtree", "federated"})
 
 
 def new_resource(wanted: M) -> M:

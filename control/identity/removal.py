@@ -14,17 +14,20 @@ from control.identity.model import (
     ENDPOINT_GRANT,
     ENTRY,
     GROUP,
+    IDENTITY_PROVIDER,
     IMPLICATION,
     LIMIT,
     LOGIN,
     MEMBER,
     POLICY_PLACE,
     PROJECT,
+    PROTOCOL,
     REGISTERED_LIMIT,
     ROLE,
     SECRET,
     TRUST,
     USER,
+    free_name,
     limit_entry,
     require,
 )
@@ -118,7 +121,7 @@ async def remove_user(db: Database, user_id: str) -> None:
     def delete(transaction: Transaction) -> None:
         user = require(transaction, USER, user_id).user
         transaction.delete(USER, user_id)
-        transaction.delete(ENTRY, "user", user.domain_id, user.name)
+        free_name(transaction, "user", user.domain_id, user.name, user_id)
 
     await remove(db, lambda transaction: _require(transaction, USER, user_id), lambda: [
         *_assignments(db, "actor", f"user/{user_id}"),
@@ -184,8 +187,26 @@ async def remove_role(db: Database, role_id: str) -> None:
           for row in db.cache.by(IMPLICATION, index, role_id))], delete)
 
 
+async def remove_identity_provider(db: Database, idp_id: str) -> None:
+    """Delete an identity provider: its users, its protocols, and itself last. Who makes another of the name inherits nothing."""
+    for record in db.cache.by(USER, "idp", idp_id):
+        await remove_user(db, record.user.id)
+
+    def delete(transaction: Transaction) -> None:
+        provider = require(transaction, IDENTITY_PROVIDER, idp_id).identity_provider
+        transaction.delete(IDENTITY_PROVIDER, idp_id)
+        for remote_id in provider.remote_ids:
+            free_name(transaction, "remote id", "", remote_id, idp_id)
+
+    await remove(db, lambda transaction: _require(transaction, IDENTITY_PROVIDER, idp_id), lambda: [
+        *((PROTOCOL, PROTOCOL.id_of(row)) for row in db.cache.by(PROTOCOL, "idp", idp_id)),
+        *((MEMBER, MEMBER.id_of(row)) for row in db.cache.by(MEMBER, "idp", idp_id))], delete)
+
+
 async def remove_domain(db: Database, domain_id: str) -> None:
-    """Delete a disabled domain: its users, groups, projects from the leaves up, its roles, and itself last."""
+    """Delete a disabled domain: its providers, users, groups, projects from the leaves up, its roles, and itself last."""
+    for provider in db.cache.by(IDENTITY_PROVIDER, "domain", domain_id):
+        await remove_identity_provider(db, provider.identity_provider.id)
     for record in db.cache.by(USER, "domain", domain_id):
         await remove_user(db, record.user.id)
     for group in db.cache.by(GROUP, "domain", domain_id):

@@ -15,6 +15,13 @@ from control.identity.domain_configs import DomainConfigs
 from control.identity.domains import Domains
 from control.identity.ec2 import Ec2Credentials
 from control.identity.endpoint_filters import EndpointFilters
+from control.identity.federation.identity_providers import IdentityProviders
+from control.identity.federation.logins import FederatedLogins
+from control.identity.federation.mappings import Mappings
+from control.identity.federation.protocols import Protocols
+from control.identity.federation.providers import Providers
+from control.identity.federation.service_providers import ServiceProviders
+from control.identity.federation.shadow import keep_sweeping
 from control.identity.groups import Groups, Memberships
 from control.identity.issuing import Issuer
 from control.identity.limits import Limits
@@ -40,32 +47,39 @@ from protos.identity.v1 import (
     domains_pb2,
     ec2_pb2,
     endpoint_filters_pb2,
+    federated_logins_pb2,
     groups_pb2,
+    identity_providers_pb2,
     limits_pb2,
+    mappings_pb2,
     memberships_pb2,
     policies_pb2,
     projects_pb2,
+    protocols_pb2,
     roles_pb2,
+    service_providers_pb2,
     tokens_pb2,
     trusts_pb2,
     users_pb2,
 )
 
-__all__ = ["API", "KINDS", "Compliance", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating", "project_id",
-           "rotate", "servicers"]
+__all__ = ["API", "KINDS", "Compliance", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating",
+           "keep_sweeping", "project_id", "rotate", "servicers"]
 
 #: The file whose option says how REST sees the service.
 API = api_pb2.DESCRIPTOR
 
 
 def servicers(db: Database, authenticator: TokenAuthenticator,
-              passwords: Passwords | None = None, compliance: Compliance | None = None) -> list[tuple[object, ServiceDescriptor]]:
+              passwords: Passwords | None = None, compliance: Compliance | None = None,
+              providers: Providers | None = None) -> list[tuple[object, ServiceDescriptor]]:
     """Every servicer with the descriptor of what it serves. `authenticator` is the one that the dispatcher has."""
     passwords = passwords or Passwords()
     authentication = Authentication(db, passwords, authenticator, compliance)
     issuer = Issuer(db, Sealer(db))
+    tokens = Tokens(db, authentication, authenticator, issuer)
     made = [
-        (Tokens(db, authentication, authenticator, issuer), tokens_pb2, "Tokens"),
+        (tokens, tokens_pb2, "Tokens"),
         (Domains(db), domains_pb2, "Domains"),
         (Projects(db), projects_pb2, "Projects"),
         (Users(db, passwords, authentication), users_pb2, "Users"),
@@ -83,6 +97,11 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (DomainConfigs(db, dataclasses.asdict(compliance) if compliance else None), domain_configs_pb2, "DomainConfigs"),
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
         (AccessRules(db), application_credentials_pb2, "AccessRules"),
+        (IdentityProviders(db), identity_providers_pb2, "IdentityProviders"),
+        (Protocols(db), protocols_pb2, "Protocols"),
+        (Mappings(db), mappings_pb2, "Mappings"),
+        (ServiceProviders(db), service_providers_pb2, "ServiceProviders"),
+        (FederatedLogins(db, tokens, issuer, providers or Providers({})), federated_logins_pb2, "FederatedLogins"),
     ]
     targets = Targets(db)
     for servicer, _, _ in made:

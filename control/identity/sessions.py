@@ -9,8 +9,18 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from control.identity.holdings import SYSTEM, ancestors, expand, roles_on
-from control.identity.model import CREDENTIAL, KINDS, LOGIN, PROJECT, REVOCATION, TRUST, USER
+from control.identity.holdings import SYSTEM, ancestors, expand, memberships, roles_on
+from control.identity.model import (
+    CREDENTIAL,
+    IDENTITY_PROVIDER,
+    KINDS,
+    LOGIN,
+    PROJECT,
+    PROTOCOL,
+    REVOCATION,
+    TRUST,
+    USER,
+)
 from control.identity.sealing import Sealer
 from control.kernel.access_rules import AccessRule
 from control.kernel.cache import Change
@@ -19,7 +29,7 @@ from control.kernel.database import Database
 from control.kernel.errors import Unauthenticated
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
 from protos.identity.v1.projects_pb2 import Project
-from protos.identity.v1.records_pb2 import ProjectRecord, TokenPayload
+from protos.identity.v1.records_pb2 import ProjectRecord, TokenPayload, UserRecord
 from protos.identity.v1.roles_pb2 import Role
 from protos.identity.v1.trusts_pb2 import Trust
 from protos.identity.v1.users_pb2 import User
@@ -78,6 +88,7 @@ def session_of(db: Database, payload: TokenPayload) -> Session:
     holder = db.get(USER, payload.user_id)
     if holder is None or not holder.user.enabled or _revoked(holder, payload):
         raise refused("token.user")
+    _check_federation(db, holder, payload)
     user_domain = _enabled(db, holder.user.domain_id, payload)
     project = domain = project_domain = None
     target = None
@@ -100,6 +111,17 @@ def session_of(db: Database, payload: TokenPayload) -> Session:
     if target and target != NOWHERE and not roles:
         raise refused("token.roles")
     return Session(payload, holder.user, user_domain, project, project_domain, domain, roles, credential)
+
+
+def _check_federation(db: Database, holder: UserRecord, payload: TokenPayload) -> None:
+    """Raise Unauthenticated where what a token was got through, or an identity provider that its user is of, is no more."""
+    if payload.protocol_id and db.get(PROTOCOL, payload.idp_id, payload.protocol_id) is None:
+        raise refused("token.protocol")
+    for idp_id in {payload.idp_id, *(identity.idp_id for identity in holder.user.federated)} - {""}:
+        record = db.get(IDENTITY_PROVIDER, idp_id)
+        if record is None or not record.identity_provider.enabled or _revoked(record, payload):
+            raise refused("token.idp")
+        _enabled(db, record.identity_provider.domain_id, payload)
 
 
 def _through(db: Database, payload: TokenPayload, roles: list[Role]) -> tuple[ApplicationCredential, list[Role]]:
@@ -136,6 +158,7 @@ def _entrusted(db: Database, payload: TokenPayload) -> list[Role]:
         holder = db.get(USER, user_id)
         if holder is None or not holder.user.enabled or _revoked(holder, payload):
             raise refused("token.trust")
+        _check_federation(db, holder, payload)
         _enabled(db, holder.user.domain_id, payload)
     trust = chain[0]
     if not trust.project_id:
@@ -183,6 +206,9 @@ class TokenAuthenticator:
                 ends = min(ends, trust.expires_at.ToMicroseconds())
         if session.credential is not None and session.credential.HasField("expires_at"):
             ends = min(ends, session.credential.expires_at.ToMicroseconds())
+        for member in memberships(self._db, "user", session.user.id):
+            if member.HasField("expires_at"):
+                ends = min(ends, member.expires_at.ToMicroseconds())
         self._known[token] = (ends / 1e6, caller)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)

@@ -7,11 +7,10 @@ from google.protobuf.struct_pb2 import Struct
 from control.identity import access
 from control.identity.authentication import Authentication
 from control.identity.compliance import merge_options
-from control.identity.holdings import reachable
+from control.identity.holdings import memberships, reachable
 from control.identity.logins import forgive
 from control.identity.model import (
     GROUP,
-    MEMBER,
     PROJECT,
     USER,
     apply_update,
@@ -150,7 +149,7 @@ class Users:
     async def ListUserGroups(self, request: pb.ListUserGroupsRequest, call: Call) -> ListGroupsResponse:
         access.require_self(call, request.user_id, "list_groups_for_user")
         require(self._db, USER, request.user_id)
-        groups = [self._db.get(GROUP, member.group_id) for member in self._db.cache.by(MEMBER, "user", request.user_id)]
+        groups = [self._db.get(GROUP, member.group_id) for member in memberships(self._db, "user", request.user_id)]
         present: list[Group] = [group for group in groups if group is not None]
         rows, marker = page(select(present, request.filters), limit=request.limit, marker=request.marker,
                             sort=[(lambda group: group.name, False)])
