@@ -55,4 +55,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find proto
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-tempest .venv-schemas
+	rm -rf build dist *.egg-info $(VENV) .venv-tempest .venv-schemas .venv-canaille

@@ -1,6 +1,7 @@
 """An identity service with a gateway before it, over either store, and people who log in to it."""
 import asyncio
 import contextlib
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from control.identity import service as identity
 from control.kernel.database import Database
 from control.kernel.rpc import Dispatcher
 from tests.api.client import Client, Reply
+from tests.identity.canaille import provider
+from tests.identity.canaille.provider import Canaille
 from tests.identity.slapd import Slapd
 
 URL = "http://cloud.example:5000"
@@ -109,5 +112,17 @@ def slapd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slapd]:
     if not Path("/usr/sbin/slapd").exists():
         pytest.skip("no slapd here: apt-get install slapd")
     server = Slapd(tmp_path_factory.mktemp("slapd"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def canaille(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canaille]:
+    """The session's OpenID Connect provider. Tests leave it as they found it."""
+    try:
+        provider.install()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"canaille cannot be installed here: {error}")
+    server = Canaille(tmp_path_factory.mktemp("canaille"))
     yield server
     server.kill()

@@ -25,7 +25,7 @@ MAX_ANSWER, MAX_KEYS = 512 * 1024, 100
 #: Seconds between two readings of the keys for the sake of one that is unknown: anybody can send us such.
 KEYS_INTERVAL = 1.0
 
-_KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
+_KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC"}
 
 
 class Provider:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from control.kernel.errors import Invalid
 
 #: Signatures that can be allowed: with a key of the provider's alone. HMACs and "none" are not among them.
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 
 #: (least, most) of each number; seconds.
 _RANGES = {"timeout": (0.5, 30), "cache_time": (1, 86400), "leeway": (0, 300)}
@@ -30,7 +30,7 @@ class ProviderSettings:
     #: Whom tokens may be meant for; none: client_id.
     audiences: tuple[str, ...] = ()
     #: Signatures that are accepted.
-    algorithms: tuple[str, ...] = ("RS256", "PS256", "ES256")
+    algorithms: tuple[str, ...] = ALGORITHMS
     #: How a token that is no JWT is judged: "introspection", "userinfo", or "" for not at all. The userinfo endpoint does not say
     #: whom a token is meant for: with it, a token for any client of the provider is good here.
     opaque_tokens: str = ""
