@@ -158,8 +158,21 @@ class Users:
 
 def listed(users: list[pb.User], filters, limit: int, marker: str) -> pb.ListUsersResponse:
     """One page of users, by name."""
+    filters = list(filters)
+    if through := {parameter.key: set(parameter.values) for parameter in filters if parameter.key in _FEDERATED}:
+        users = [user for user in users if _is_federated(user, through)]
     rows, next_marker = page(select(users, filters), limit=limit, marker=marker, sort=[(lambda user: user.name, False)])
     return pb.ListUsersResponse(users=rows, next_page_marker=next_marker)
+
+
+_FEDERATED = frozenset({"idp_id", "protocol_id", "unique_id"})
+
+
+def _is_federated(user: pb.User, wanted: dict[str, set[str]]) -> bool:
+    """Whether a user is to some identity provider as a list's filters say."""
+    ways = ({"idp_id": identity.idp_id, "protocol_id": protocol.protocol_id, "unique_id": protocol.unique_id}
+            for identity in user.federated for protocol in identity.protocols)
+    return any(all(way[key] in values for key, values in wanted.items()) for way in ways)
 
 
 def _check(user: pb.User) -> None:

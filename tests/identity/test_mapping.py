@@ -1,4 +1,6 @@
 """The mapping language: what rules make of an assertion, and which rules are none."""
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,7 +159,8 @@ def test_the_second_version_knows_domains_of_projects_and_users():
     (None, "rules"), ({}, "rules"), ([], "rules"), (["x"], "rules[0]"), ([{"local": []}], "rules[0]"),
     ([{"local": [], "remote": []}], "rules[0].remote"), ([{"local": {}, "remote": [NAME]}], "rules[0].local"),
     ([{"local": [], "remote": [NAME], "more": 1}], "rules[0]"),
-    ([{"local": [], "remote": [{}]}], "rules[0].remote[0]"), ([{"local": [], "remote": [{"type": 1}]}], "rules[0].remote[0].type"),
+    ([{"local": [], "remote": [{}]}], "rules[0].remote[0]"),
+    ([{"local": [], "remote": [{"type": 1}]}], "rules[0].remote[0].type"),
     ([{"local": [], "remote": [{"type": "a", "any_one_of": ["x"], "whitelist": []}]}], "rules[0].remote[0]"),
     ([{"local": [], "remote": [{"type": "a", "any_one_of": "x"}]}], "rules[0].remote[0].any_one_of"),
     ([{"local": [], "remote": [{"type": "a", "any_one_of": [1]}]}], "rules[0].remote[0].any_one_of[0]"),
@@ -221,9 +224,9 @@ def test_a_value_comes_through_as_it_is_whatever_is_in_it(said: str):
     assert applied([USER], [NAME], said={"name": (said,)}).user.name == said
 
 
+keys = st.sampled_from(["local", "remote", "type", "user", "name", "group", "id", "projects", "roles", "groups", "any_one_of"])
 json_values = st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3)
-                           | st.dictionaries(st.sampled_from(["local", "remote", "type", "user", "name", "group", "id", "projects",
-                                                              "roles", "groups", "any_one_of", "regex", "x"]), inner, max_size=3))
+                           | st.dictionaries(keys, inner, max_size=3))
 
 
 @given(json_values)
@@ -232,10 +235,8 @@ def test_any_json_is_a_mapping_or_is_refused(rules):
         parsed = parse(rules, "2.0")
     except Invalid:
         return
-    try:
+    with contextlib.suppress(Unmapped):
         assert parsed.apply(ALICE).user
-    except Unmapped:
-        pass
 
 
 # Assertions

@@ -195,7 +195,8 @@ async def test_a_provider_that_is_somebody_else_is_not_believed(canaille: Canail
     ({"client_secret_file": "/nowhere"}, "client_secret_file"), ({"timeout": 0}, "timeout"), ({"timeout": True}, "timeout"),
     ({"scope": "email"}, "scope"), ({"client_secret": "x"}, "client_secret"), ({"nonsense": 1}, "nonsense"),
     ({"opaque_tokens": "introspection", "client_secret_file": ""}, "client_secret_file"),
-    ({"trusted_dashboards": ["http://dashboard.example"]}, "trusted_dashboards"), ({"tls_cacertfile": "/nowhere"}, "tls_cacertfile")])
+    ({"trusted_dashboards": ["http://dashboard.example"]}, "trusted_dashboards"),
+    ({"tls_cacertfile": "/nowhere"}, "tls_cacertfile")])
 def test_a_setting_that_makes_no_sense_is_named(changes: dict, named: str):
     with pytest.raises(Invalid, match=rf"identity\.federation\.acme\.{named}"):
         read({"federation": {"acme": {"issuer": "https://idp.example", "client_id": "brume"} | changes}})
@@ -204,6 +205,7 @@ def test_a_setting_that_makes_no_sense_is_named(changes: dict, named: str):
 def test_a_secret_is_in_no_text_of_the_settings(tmp_path):
     file = tmp_path / "secret"
     file.write_text("swordfish\n")
-    made = read({"federation": {"acme": {"issuer": "https://idp.example", "client_id": "brume", "client_secret_file": str(file)}}})
+    options = {"issuer": "https://idp.example", "client_id": "brume", "client_secret_file": str(file)}
+    made = read({"federation": {"acme": options}})
     assert made["acme"].client_secret == "swordfish" and "swordfish" not in repr(made)
     assert made["acme"].audiences == ("brume",)

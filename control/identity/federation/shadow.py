@@ -112,6 +112,7 @@ class Shadows:
             if before is None:
                 record.user.CopyFrom(new_resource(User(id=user_id, name=name, domain_id=domain_id)))
                 record.user.id = user_id
+                record.revoked_before.CopyFrom(clock.now())        # tokens of a user of the id, who was deleted, stay dead
             else:
                 record.CopyFrom(before)
                 if record.user.name != name:

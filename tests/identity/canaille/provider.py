@@ -1,4 +1,4 @@
-"""A real OpenID Connect provider on a loopback port: canaille, in an environment of its own, with keys that a test can sign with."""
+"""A real OpenID Connect provider on a loopback port: canaille, in an environment of its own, with keys that tests sign with."""
 import html
 import json
 import re
@@ -93,7 +93,7 @@ class Canaille:
 
     def options(self, **changes: Any) -> dict[str, Any]:
         """Settings of a cloud that trusts it."""
-        return {"issuer": self.issuer, "client_id": "brume", "client_secret_file": str(self.secret_file), "timeout": 5.0} | changes
+        return {"issuer": self.issuer, "client_id": "brume", "client_secret_file": str(self.secret_file)} | changes
 
     def ask(self, grant: str, client: str = "brume", **form: str) -> dict[str, Any]:
         """What the token endpoint answers to a client."""
