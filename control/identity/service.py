@@ -22,6 +22,7 @@ from control.identity.federation.protocols import Protocols
 from control.identity.federation.providers import Providers
 from control.identity.federation.service_providers import ServiceProviders
 from control.identity.federation.shadow import keep_sweeping
+from control.identity.federation.web_logins import WebLogins
 from control.identity.groups import Groups, Memberships
 from control.identity.issuing import Issuer
 from control.identity.limits import Limits
@@ -61,6 +62,7 @@ from protos.identity.v1 import (
     tokens_pb2,
     trusts_pb2,
     users_pb2,
+    web_logins_pb2,
 )
 
 __all__ = ["API", "KINDS", "Compliance", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating",
@@ -78,6 +80,8 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
     authentication = Authentication(db, passwords, authenticator, compliance)
     issuer = Issuer(db, Sealer(db))
     tokens = Tokens(db, authentication, authenticator, issuer)
+    providers = providers or Providers({})
+    federated = FederatedLogins(db, tokens, issuer, providers)
     made = [
         (tokens, tokens_pb2, "Tokens"),
         (Domains(db), domains_pb2, "Domains"),
@@ -101,7 +105,8 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (Protocols(db), protocols_pb2, "Protocols"),
         (Mappings(db), mappings_pb2, "Mappings"),
         (ServiceProviders(db), service_providers_pb2, "ServiceProviders"),
-        (FederatedLogins(db, tokens, issuer, providers or Providers({})), federated_logins_pb2, "FederatedLogins"),
+        (federated, federated_logins_pb2, "FederatedLogins"),
+        (WebLogins(db, federated, providers), web_logins_pb2, "WebLogins"),
     ]
     targets = Targets(db)
     for servicer, _, _ in made:

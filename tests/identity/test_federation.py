@@ -90,9 +90,9 @@ async def put(client: Client, path: str, noun: str, **values: Any) -> dict[str, 
 
 
 @contextlib.asynccontextmanager
-async def running(store, **options: Any) -> AsyncIterator[Federated]:
+async def running(store, port: int = 0, **options: Any) -> AsyncIterator[Federated]:
     cloud = Federated(store, **options)
-    listener = server.listen("127.0.0.1", 0)
+    listener = server.listen("127.0.0.1", port)
     cloud.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     following = asyncio.create_task(cloud.db.cache.run())
     serving = asyncio.create_task(server.serve(cloud.gateway, "127.0.0.1", 0, listener=listener))

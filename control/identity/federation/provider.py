@@ -18,6 +18,7 @@ from control.identity.federation.settings import ProviderSettings, is_safe
 from control.kernel.errors import Unavailable
 
 log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)          # it has a line for each request
 
 #: Bytes of an answer, and keys in a set, at most.
 MAX_ANSWER, MAX_KEYS = 512 * 1024, 100

@@ -22,7 +22,7 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 
 DEVICE_FLOW = "urn:ietf:params:oauth:grant-type:device_code"
 SCOPE = "openid profile email groups"
-CALLBACK = "http://127.0.0.1:9/callback"
+CALLBACK, WEB_CALLBACK = "http://127.0.0.1:9/callback", "/v3/auth/OS-FEDERATION/redirect"
 
 #: Passwords by user, members by group, and secrets by client: the cloud's own, and another one's.
 PEOPLE = {"alice": "wonder land", "bob": "bu1lder", "eve": "3avesdrop"}
@@ -60,9 +60,11 @@ class Key:
 class Canaille:
     """One canaille process; it may be stopped, as a provider that is silent, and go on."""
 
-    def __init__(self, directory: Path, redirects: tuple[str, ...] = (CALLBACK,)):
-        self._directory, self._redirects = directory, redirects
-        self.port = free_port()
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self.port, self.cloud_port = free_port(), free_port()       # its own, and the cloud's that browsers come back to
+        self._redirects = [CALLBACK, *(f"http://{host}{WEB_CALLBACK}" for host in
+                                       (f"127.0.0.1:{self.cloud_port}", "cloud.example:5000"))]
         self.keys = [Key("first")]
         self.issuer = f"http://127.0.0.1:{self.port}"
         self.secret_file = directory / "client.secret"
@@ -74,7 +76,7 @@ class Canaille:
         wanted = {"port": self.port, "keys": [key.jwk() for key in self.keys],
                   "users": [{"user_name": name, "password": password} for name, password in PEOPLE.items()], "groups": GROUPS,
                   "clients": [{"client_id": name, "client_secret": secret, "grant_types": grants, "response_types": ["code"],
-                               "redirect_uris": list(self._redirects), "scope": SCOPE.split(),
+                               "redirect_uris": self._redirects, "scope": SCOPE.split(),
                                "token_endpoint_auth_method": "client_secret_basic", "id_token_signed_response_alg": "RS256"}
                               for name, secret in CLIENTS.items()]}
         told = self._directory / "wanted.json"

@@ -1,6 +1,7 @@
 """An OpenID Connect provider: canaille, with the users and clients that standard input names, until it is ended.
 
 Run by canaille's own interpreter. Canaille has no device flow (RFC 8628), so the one of the library that it is made of is added.
+And its memory finds what fits any of several attributes, where an authorization code has to fit all.
 """
 import asyncio
 import json
@@ -12,6 +13,7 @@ from canaille import create_app
 from canaille.app import models
 from canaille.app.flask import csrf
 from canaille.backends import Backend
+from canaille.backends.memory.backend import MemoryBackend
 from canaille.oidc.provider import authorization
 from flask import request
 from hypercorn.asyncio import serve
@@ -20,6 +22,17 @@ from hypercorn.config import Config
 #: What devices wait for, by device code; and by user code, whose consent there is.
 DEVICES: dict[str, dict] = {}
 GRANTS: dict[str, str] = {}
+
+
+def query(self, model, *args, any_of=MemoryBackend.do_query, **wanted):
+    found = [any_of(self, model, **{name: value}) for name, value in wanted.items()]
+    if len(found) < 2:
+        return any_of(self, model, *args, **wanted)
+    common = set.intersection(*({each.id for each in some} for some in found))
+    return [each for each in found[0] if each.id in common]
+
+
+MemoryBackend.do_query = query
 
 
 class DeviceEndpoint(DeviceAuthorizationEndpoint):
