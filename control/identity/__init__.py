@@ -16,6 +16,9 @@ Keys:
     /identity/groups/<id>                    Group
     /identity/members/<group>/<user>         Membership
     /identity/directory-entries/<id>         DirectoryEntry: whom an id of another system's user or group stands for
+    /identity/identity-providers/<id>        IdentityProviderRecord
+    /identity/protocols/<provider>/<id>      Protocol
+    /identity/mappings|service-providers/<id>   Mapping, ServiceProvider
     /identity/roles/<id>                     Role
     /identity/implications/<prior>/<implied> Implication
     /identity/assignments/<actor type>/<actor>/<target type>/<target>/<role>[/inherited]   Assignment

@@ -415,6 +415,14 @@ async def test_hundreds_of_groups_are_taken_and_given_back(cloud: Federated, can
         assert len(cloud.db.cache.by(MEMBER, "user", user_id)) == len(groups)
 
 
+async def test_many_logins_of_one_user_at_once_make_one_user(cloud: Federated, canaille: Canaille):
+    token = canaille.token("alice")
+    replies = await asyncio.gather(*(cloud.enter(token) for _ in range(20)))
+    assert {reply.status for reply in replies} == {201}
+    assert len({reply.json["token"]["user"]["id"] for reply in replies}) == 1
+    assert len((await cloud.admin("GET", "/v3/users?idp_id=acme")).json["users"]) == 1
+
+
 # Other rules
 
 async def test_projects_are_made_for_who_needs_them(cloud: Federated, canaille: Canaille):

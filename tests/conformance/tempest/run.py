@@ -1,8 +1,8 @@
 """Runs tempest against a cloud, says what holds per service, and whether all still passes that passed before.
 
-`make conformance` is this with a cloud of its own. What is run: all of tempest.api.identity, and interop.txt. What passes stands
-in passing.txt, why a test is skipped in skips.yaml; `--check` fails when a test of the first does not pass or one is skipped
-without a reason.
+`make conformance` is this with a cloud of its own. What is run: all of tempest.api.identity, its like in Keystone's own plugin,
+and interop.txt. What passes stands in passing.txt, why a test is skipped in skips.yaml; `--check` fails when a test of the first
+does not pass or one is skipped without a reason.
 """
 import argparse
 import contextlib
@@ -29,7 +29,8 @@ from tests.conformance.tempest import cloud  # noqa: E402
 
 ENVIRONMENT = ROOT / ".venv-tempest"
 PYTHON = ENVIRONMENT / "bin" / "python"
-IDENTITY = "tempest.api.identity."
+PLUGIN = "keystone_tempest_plugin."
+IDENTITY = ("tempest.api.identity.", f"{PLUGIN}tests.api.identity.")
 STATUSES = ("passed", "failed", "skipped")
 
 #: Seconds that one test may take: a guest under emulation boots within a few.
@@ -56,7 +57,7 @@ def lines(name: str) -> list[str]:
 
 def service(test: str) -> str:
     """identity of tempest.api.identity.v3...."""
-    return test.split(".")[2]
+    return test.removeprefix(f"{PLUGIN}tests.").removeprefix("tempest.").split(".")[1]
 
 
 class Tempest:
@@ -76,7 +77,7 @@ class Tempest:
     def tests(self) -> dict[str, str]:
         """Every test's name, and its id: with its attributes in brackets, as stestr wants it."""
         found = self._stestr("list", stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-        return {test.partition("[")[0]: test for test in found if test.startswith("tempest.")}
+        return {test.partition("[")[0]: test for test in found if test.startswith(("tempest.", PLUGIN))}
 
     def run(self, ids: Iterable[str]) -> list[dict[str, Any]]:
         """The outcomes of these tests. The run's own output goes to standard error."""
