@@ -274,3 +274,12 @@ def test_a_setting_that_makes_no_sense_is_named(slapd: Slapd, tmp_path, changes,
         read({"domains": {"corp": slapd.options(PLAIN, tmp_path) | changes}})
     with pytest.raises(Invalid, match="default domain"):
         read({"domains": {"default": slapd.options(PLAIN, tmp_path)}})
+
+
+async def test_a_directorys_domain_is_not_shared_with_an_identity_provider(store, slapd: Slapd, tmp_path):
+    async with running(store, **slapd.options(PLAIN, tmp_path)) as cloud:
+        admin = await cloud.client("admin")
+        reply = await admin("PUT", "/v3/OS-FEDERATION/identity_providers/acme", json_body={"identity_provider": {
+            "domain_id": cloud.domain}})
+        assert reply.status == 403
+        assert (await admin("GET", "/v3/OS-FEDERATION/identity_providers")).json["identity_providers"] == []

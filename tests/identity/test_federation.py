@@ -22,11 +22,14 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings
 from control.identity.federation.providers import Providers
 from control.identity.federation.shadow import sweep, user_id_of
-from control.identity.model import MEMBER, USER
+from control.identity.model import DIRECTORY_ENTRY, MEMBER, USER
 from control.kernel import clock
-from control.kernel.database import Database
+from control.kernel.database import Database, Transaction
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore
+from protos.identity.v1.directories_pb2 import DirectoryEntry
+from protos.identity.v1.records_pb2 import UserRecord
+from protos.identity.v1.users_pb2 import User
 from tests.api.client import Client, Reply
 from tests.identity.canaille.provider import CALLBACK, CLIENTS, PEOPLE, SCOPE, Canaille
 from tests.identity.conftest import ENDPOINTS, Cloud, made
@@ -463,6 +466,39 @@ async def test_rules_can_name_a_user_of_the_clouds_own(quick: Federated, canaill
     assert (await quick.admin("PATCH", ACME, json_body={"identity_provider": {"enabled": False}})).status == 200
     assert (await demo("GET", "/v3/auth/projects")).status == 401
     assert (await quick.log_in("demo")).status == 201
+
+
+async def test_rules_can_name_a_user_of_a_directory(quick: Federated, canaille: Canaille):
+    await quick.federate([{"local": [{"user": {"name": "{0}", "type": "local", "domain": {"name": "corp"}}}],
+                           "remote": [{"type": "sub"}]}])
+    corp = await made(quick.admin, "domain", name="corp")
+    copy = UserRecord(user=User(id="f" * 64, name="alice", domain_id=corp["id"], enabled=True))
+
+    def fill(transaction: Transaction) -> None:
+        transaction.put(DIRECTORY_ENTRY, DirectoryEntry(id="f" * 64, domain_id=corp["id"], entity_type="user", local_id="x"))
+        transaction.put(USER, copy)
+
+    await quick.db.transact(fill)
+    assert (await quick.enter(canaille.token("alice"))).json["token"]["user"]["id"] == "f" * 64
+    assert (await quick.enter(canaille.token("bob"))).status == 401
+    rules = [{"local": [{"user": {"name": "{0}"}, "domain": {"name": "corp"}}], "remote": [{"type": "sub"}]}]
+    change = {"mapping": {"rules": rules, "schema_version": "2.0"}}
+    assert (await quick.admin("PATCH", f"{FEDERATION}/mappings/rules", json_body=change)).status == 200
+    assert (await quick.enter(canaille.token("alice"))).status == 401        # a directory's domain has its own users alone
+
+
+async def test_the_second_version_of_rules_puts_users_where_it_says(quick: Federated, canaille: Canaille):
+    await quick.federate()
+    rules = [{"local": [{"user": {"name": "{0}"}, "domain": {"id": "default"},
+                         "projects": [{"name": "theirs", "roles": [{"name": "member"}]}]}], "remote": [{"type": "sub"}]}]
+    change = {"mapping": {"rules": rules, "schema_version": "2.0"}}
+    assert (await quick.admin("PATCH", f"{FEDERATION}/mappings/rules", json_body=change)).status == 200
+    reply = await quick.enter(canaille.token("alice"))
+    assert reply.json["token"]["user"]["domain"] == {"id": "default", "name": "Default"}
+    assert reply.json["token"]["user"]["id"] == user_id_of("default", "acme", "alice")
+    alice = quick.client_of(reply.headers["x-subject-token"])
+    (project,) = (await alice("GET", "/v3/auth/projects")).json["projects"]
+    assert (project["name"], project["domain_id"]) == ("theirs", "default")
 
 
 async def test_a_program_logs_in_with_a_token_of_its_own(quick: Federated, canaille: Canaille):

@@ -108,9 +108,11 @@ def test_values_are_filtered(condition: dict, left: list[str]):
     assert groups({"groups": "{1}"}, [{"type": "groups"} | condition]) == left
 
 
-def test_a_value_too_long_for_an_expression_matches_none():
-    with pytest.raises(Unmapped):
-        applied([USER], [NAME, {"type": "long", "any_one_of": ["a"], "regex": True}], said=ALICE | {"long": ("a" * 5000,)})
+@pytest.mark.parametrize("how", ["any_one_of", "not_any_of", "whitelist", "blacklist"])
+@pytest.mark.parametrize(("pattern", "value"), [("a", "a" * 5000), ("(a|aa)+$", "a" * 4000 + "b")], ids=["too long", "for ever"])
+def test_what_an_expression_cannot_tell_lets_nobody_in(how: str, pattern: str, value: str):
+    with pytest.raises(Unmapped, match=r"of long has|for long takes"):
+        applied([USER], [NAME, {"type": "long", how: [pattern], "regex": True}], said=ALICE | {"long": (value,)})
 
 
 # Groups
@@ -250,6 +252,11 @@ def test_a_claim_has_the_names_that_it_has_behind_apache():
     assert said["groups"] == said["HTTP_OIDC_GROUPS"] == ("x", "y")
     assert said["realm.roles"] == ("r",) and said["realm.deep.er"] == ("z",)
     assert "none" not in said and "empty" not in said
+
+
+def test_a_text_that_is_none_is_left_out():
+    assert assertion_of({"name": "\ud800", "groups": ["a", "b\udfff"], "sub": "1"})["groups"] == ("a",)
+    assert "name" not in assertion_of({"name": "\ud800"})
 
 
 def test_no_claim_stands_in_for_another():

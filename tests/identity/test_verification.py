@@ -89,6 +89,14 @@ async def test_a_key_of_the_tokens_own_is_not_believed(canaille: Canaille, reach
             await SignedTokens(reached).claims(forged.sign(canaille.claims(), **header))
 
 
+async def test_a_token_that_no_parser_ends_with_is_refused(canaille: Canaille, reached: Provider):
+    deep = base64.urlsafe_b64encode(b'{"alg":"RS256","x":' + b"[" * 5000).decode().rstrip("=")
+    numbers = base64.urlsafe_b64encode(b'{"alg":"RS256","x":' + b"9" * 5000 + b"}").decode().rstrip("=")
+    for head in (deep, numbers, part({"alg": ["RS256"]}), part({"alg": None}), part({"alg": "RS256", "kid": 7}), part([])):
+        with pytest.raises(Unauthenticated):
+            await Tokens(reached).claims(f"{head}.e30.e30")
+
+
 @pytest.mark.parametrize("header", [{"typ": "logout+jwt"}, {"typ": "dpop+jwt"}, {"crit": ["exp"]}])
 async def test_another_kind_of_jwt_is_refused(canaille: Canaille, reached: Provider, header: dict):
     with pytest.raises(Unauthenticated):

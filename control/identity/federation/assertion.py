@@ -19,6 +19,10 @@ def assertion_of(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {name: values for name, values in found if values and count[name] == 1}
 
 
+#: Half of a character: JSON can have it, and UTF-8 cannot.
+_HALF = re.compile(r"[\ud800-\udfff]")
+
+
 def _claims(members: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, value in members.items():
         if isinstance(value, Mapping):
@@ -34,7 +38,9 @@ def _text(value: Any) -> str:
     """A single value as text; "" for what is none."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value) if isinstance(value, str | int | float) else ""
+    if not isinstance(value, str | int | float):
+        return ""
+    return text if (text := str(value)).isascii() or not _HALF.search(text) else ""
 
 
 def _names(claim: str) -> set[str]:

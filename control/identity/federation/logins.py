@@ -79,7 +79,7 @@ class FederatedLogins:
         try:
             if kept is None:
                 raise Unmapped("mapping.missing", f"the mapping {protocol.mapping_id} is gone")
-            mapped = rules_of(kept).apply(assertion, remote_user=claims.get("sub", ""))
+            mapped = rules_of(kept).apply(assertion, remote_user=next(iter(assertion.get("sub", ())), ""))
             user_id = await self._shadows.settle(provider, protocol.id, mapped)
         except (Unmapped, Invalid) as error:
             log.warning("identity provider %s, protocol %s, mapping %s: %s", provider.id, protocol.id, protocol.mapping_id, error)

@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import regex
+
 from control.kernel.errors import Error, Invalid
 
 VERSIONS = ("1.0", "2.0")
 
-#: Characters of a regular expression, and of a value that one is tried on: what is longer matches nothing.
-MAX_PATTERN, MAX_SEARCHED = 1000, 1024
+#: Characters of a regular expression, and of a value that one is tried on.
+MAX_PATTERN, MAX_SEARCHED = 1000, 4096
+
+#: Seconds that an expression may look for itself in a value: a careless one can take for ever, and whoever logs in knows a value.
+SEARCH_TIMEOUT = 0.1
 
 #: Groups, projects or roles that one text of a rule may stand for. More is refused: a provider says too much.
 MAX_EXPANDED = 200
@@ -80,7 +85,7 @@ class Condition:
     type: str
     how: str = ""                      # "", "any_one_of", "not_any_of", "whitelist" or "blacklist"
     values: tuple[str, ...] = ()
-    patterns: tuple[re.Pattern[str], ...] | None = None    # in place of values, with "regex"
+    patterns: tuple[regex.Pattern[str], ...] | None = None    # in place of values, with "regex"
 
     @property
     def filters(self) -> bool:
@@ -88,7 +93,7 @@ class Condition:
         return self.how not in ("any_one_of", "not_any_of")
 
     def judge(self, said: Sequence[str]) -> tuple[str, ...] | None:
-        """The values that "local" can refer to; None where the condition does not hold."""
+        """The values that "local" can refer to; None where the condition does not hold. Raises Unmapped where nobody can tell."""
         if not said:
             return None
         found = [value for value in said if self._matches(value)] if self.how else []
@@ -106,7 +111,12 @@ class Condition:
     def _matches(self, value: str) -> bool:
         if self.patterns is None:
             return value in self.values
-        return len(value) <= MAX_SEARCHED and any(pattern.search(value) for pattern in self.patterns)
+        if len(value) > MAX_SEARCHED:
+            raise Unmapped("mapping.regex", f"a value of {self.type} has {len(value)} characters; {MAX_SEARCHED} are searched")
+        try:
+            return any(pattern.search(value, timeout=SEARCH_TIMEOUT) for pattern in self.patterns)
+        except TimeoutError as error:
+            raise Unmapped("mapping.regex", f"an expression for {self.type} takes too long; make it simpler") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,12 +326,12 @@ def _condition(where: str, given: Any) -> Condition:
     return Condition(given["type"], how[0], tuple(values), patterns)
 
 
-def _pattern(where: str, text: str) -> re.Pattern[str]:
+def _pattern(where: str, text: str) -> regex.Pattern[str]:
     if len(text) > MAX_PATTERN:
         raise _wrong(where, f"a regular expression has at most {MAX_PATTERN} characters")
     try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
+        return regex.compile(text)
+    except (regex.error, OverflowError, RecursionError) as error:
         raise _wrong(where, f"not a regular expression: {error}") from error
 
 

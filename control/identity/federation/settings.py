@@ -13,6 +13,9 @@ from control.kernel.errors import Invalid
 #: Signatures that can be allowed: with a key of the provider's alone. HMACs and "none" are not among them.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 
+#: Characters of a dashboard's address: browsers carry it in a cookie.
+MAX_PAGE = 255
+
 #: (least, most) of each number; seconds.
 _RANGES = {"timeout": (0.5, 30), "cache_time": (1, 86400), "leeway": (0, 300)}
 
@@ -101,8 +104,9 @@ def check(where: str, settings: ProviderSettings) -> ProviderSettings:
     if "openid" not in settings.scope.split():
         raise refuse("scope", "must have openid in it")
     for page in settings.trusted_dashboards:
-        if not is_safe(page):
-            raise refuse("trusted_dashboards", f"must have https:// URLs, or http:// of this machine, not {page!r}")
+        if not is_safe(page) or len(page) > MAX_PAGE:
+            raise refuse("trusted_dashboards", f"must have https:// URLs, or http:// of this machine, of at most {MAX_PAGE} "
+                                               f"characters, not {page!r}")
     if settings.tls_cacertfile and not os.access(settings.tls_cacertfile, os.R_OK):
         raise refuse("tls_cacertfile", f"{settings.tls_cacertfile} cannot be read")
     secret = ""

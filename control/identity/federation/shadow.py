@@ -85,7 +85,11 @@ class Shadows:
         elif wanted.domain is None:
             raise Unmapped("mapping.user", "a local user needs an id, or a name and a domain")
         else:
-            found = id_by_name(self._db, "user", self._domain_id(wanted.domain), wanted.name)
+            domain_id = self._domain_id(wanted.domain)
+            found = id_by_name(self._db, "user", domain_id, wanted.name)
+            if not found and self._db.cache.count(DIRECTORY_ENTRY, "domain", domain_id):      # whose users take no names
+                found = next((record.user.id for record in self._db.cache.by(USER, "domain", domain_id)
+                              if record.user.name == wanted.name), "")
         record = self._db.get(USER, found) if found else None
         if record is None or record.user.federated:
             raise Unmapped("mapping.user", f"there is no local user {wanted.id or wanted.name!r}")

@@ -58,7 +58,7 @@ class SignedTokens:
             claims = _DECODER.decode(token, key, algorithms=[algorithm], audience=audiences or settings.audiences,
                                      issuer=settings.issuer, leeway=settings.leeway,
                                      options={"require": ["iss", "sub", "aud", "exp"]})
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise self._no(str(error)) from error
         if "cnf" in claims:
             raise self._no("it is bound to a key of its holder's, which nobody has shown")
@@ -86,8 +86,9 @@ class Introspection:
         if not _at_most(now - settings.leeway, claims.get("exp")) or not _at_most(claims.get("nbf"), now + settings.leeway):
             raise _refused(provider, "its time has not come or is over")
         _check_origin(provider, claims)
-        audience = claims.get("aud", claims.get("client_id", []))
-        if not {*(audience if isinstance(audience, list) else [audience])}.intersection(settings.audiences):
+        audience = claims.get("aud", claims.get("client_id"))
+        meant = audience if isinstance(audience, list) else [audience]
+        if not any(each in meant for each in settings.audiences):
             raise _refused(provider, "it is for somebody else")
         if "cnf" in claims:
             raise _refused(provider, "it is bound to a key of its holder's, which nobody has shown")
