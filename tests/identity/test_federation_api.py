@@ -89,6 +89,15 @@ async def test_an_id_that_no_path_can_have_is_refused(cloud: Federated, identifi
         assert reply.status == 400, (noun, reply.body)
 
 
+async def test_links_lead_to_any_id(cloud: Federated):
+    name, path = "é {x}?#", "%C3%A9%20%7Bx%7D%3F%23"
+    urls = {"auth_url": "https://sp.test/a", "sp_url": "https://sp.test/s"}
+    for noun, values in (("mapping", {"rules": RULES}), ("identity_provider", {}), ("service_provider", urls)):
+        made_thing = await put(cloud.admin, f"{FEDERATION}/{noun}s/{path}", noun, **values)
+        assert made_thing["id"] == name and made_thing["links"]["self"] == f"http://cloud.example:5000{FEDERATION}/{noun}s/{path}"
+        assert (await cloud.admin("GET", f"{FEDERATION}/{noun}s/{path}")).json[noun] == made_thing
+
+
 async def test_lists_are_filtered(cloud: Federated):
     for name, enabled in (("a", True), ("b", False), ("c", True)):
         await put(cloud.admin, f"{FEDERATION}/identity_providers/{name}", "identity_provider", enabled=enabled)
