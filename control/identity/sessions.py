@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from control.identity.holdings import SYSTEM, ancestors, expand, memberships, roles_on
+from control.identity.holdings import SYSTEM, ancestors, expand, lasts, memberships, roles_on
 from control.identity.model import (
     CREDENTIAL,
     IDENTITY_PROVIDER,
     KINDS,
     LOGIN,
+    MEMBER,
     PROJECT,
     PROTOCOL,
     REVOCATION,
@@ -29,7 +30,7 @@ from control.kernel.database import Database
 from control.kernel.errors import Unauthenticated
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
 from protos.identity.v1.projects_pb2 import Project
-from protos.identity.v1.records_pb2 import ProjectRecord, TokenPayload, UserRecord
+from protos.identity.v1.records_pb2 import Membership, ProjectRecord, TokenPayload, UserRecord
 from protos.identity.v1.roles_pb2 import Role
 from protos.identity.v1.trusts_pb2 import Trust
 from protos.identity.v1.users_pb2 import User
@@ -224,5 +225,13 @@ class TokenAuthenticator:
         self._listening.__exit__(None, None, None)
 
     def _on_change(self, change: Change) -> None:
-        if change.kind.prefix in self._prefixes:
+        if change.kind.prefix in self._prefixes and not (change.kind is MEMBER and _is_renewed(change.before, change.after)):
             self._known.clear()
+
+
+def _is_renewed(before: Membership | None, after: Membership | None) -> bool:
+    """Whether a membership that counts will do so for longer, as each login of an identity provider's user makes it."""
+    if before is None or after is None or not lasts(before):
+        return False
+    return not after.HasField("expires_at") or (
+        before.HasField("expires_at") and before.expires_at.ToMicroseconds() <= after.expires_at.ToMicroseconds())

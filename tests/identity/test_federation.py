@@ -3,8 +3,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,6 +385,22 @@ async def test_a_membership_ends_with_the_providers_time(quick: Federated, canai
     assert (await quick.client_of(token)("GET", "/v3/auth/projects")).json["projects"] == []
 
 
+async def test_a_login_that_only_renews_memberships_leaves_what_is_known_of_tokens(quick: Federated, canaille: Canaille,
+                                                                                  monkeypatch: pytest.MonkeyPatch):
+    await quick.federate()
+    scoped = (await quick.in_demo(await quick.entered(canaille.token("alice")))).headers["x-subject-token"]
+    assert (await quick.client_of(scoped)("GET", "/v3/auth/catalog")).status == 200
+    before = quick.db.cache.all(MEMBER)[0].expires_at.seconds
+    now = clock.now()
+    now.seconds += 120
+    monkeypatch.setattr(clock, "now", lambda: now)
+    await quick.entered(canaille.token("alice"))
+    assert quick.db.cache.all(MEMBER)[0].expires_at.seconds == before + 120 and scoped in quick.authenticator._known
+    await quick.entered(canaille.keys[0].sign(canaille.claims(groups=[])))
+    assert scoped not in quick.authenticator._known
+    assert (await quick.client_of(scoped)("GET", "/v3/auth/catalog")).status == 401
+
+
 async def test_a_membership_that_an_administrator_gave_stays(quick: Federated, canaille: Canaille):
     await quick.federate()
     key, user_id = canaille.keys[0], user_id_of(quick.acme["domain_id"], "acme", "alice")
@@ -573,8 +591,9 @@ async def test_the_openstack_client_logs_in(quick: Federated, canaille: Canaille
                **{key.replace("_", "-"): value for key, value in (common(quick, canaille) | client(canaille)).items()
                   if key != "scope"}}
     arguments = [f"--os-{key}={value}" for key, value in options.items()]
-    process = await asyncio.create_subprocess_exec(".venv/bin/openstack", *arguments, "token", "issue", "-f", "json",
-                                                   stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("openstack"), *arguments, "token", "issue", "-f", "json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, error = await process.communicate()
     assert process.returncode == 0, error.decode()
     assert json.loads(out)["project_id"] == quick.demo_project["id"]
