@@ -8,8 +8,8 @@ the observer) and where it is (`host`, the reconciler). Its status is derived fr
 
 Invariants, at every revision of the store:
 - The ledger of a project equals the sum over its servers' records: a record comes and goes in the commit that charges.
-- A server has a host exactly while it has a claim there; both come in one commit with the binding of its ports.
-- A record goes after its host reported that nothing is left (or was never chosen), with its ports, claim and charge.
+- A server has a host exactly while it holds an allocation there; both come in one commit with the binding of its ports.
+- A record goes after its host reported that nothing is left (or was never chosen), with its ports, allocation and charge.
 - `desired.generation` grows with each change of what the host shall make.
 
 Keys:

@@ -98,8 +98,8 @@ class Hosts:
 
     def _hypervisor(self, host: HostRecord, call: Call, with_servers: bool) -> pb.Hypervisor:
         have = host.inventory
-        claims = self._database.cache.by(fleet.CLAIM, "host", host.name)
-        vcpus, ram, disk = (sum(getattr(claim, name) for claim in claims) for name in ("vcpus", "ram_mib", "disk_gib"))
+        usage = self._database.get(fleet.USAGE, host.id)
+        vcpus, ram, disk = (usage.used.get(name, 0) if usage is not None else 0 for name in fleet.HOST_CLASSES)
         return pb.Hypervisor(
             id=_id(host.id, call), hypervisor_hostname=host.name, state=_state(host), status=_status(host),
             servers=self._servers(host) if with_servers else (), hypervisor_type=have.hypervisor_type,
@@ -136,13 +136,15 @@ class Hosts:
         name = self._host_of_service(request.service_id).name
 
         def decide(tx: Transaction) -> None:
-            if tx.require(fleet.HOST, name).up:
+            host = tx.require(fleet.HOST, name)
+            if host.up:
                 raise Conflict("compute.service.up", f"Host {name} is up: stop its agent first.")
-            left = [server.id for server in tx.rows(SERVER, "host", name) if not server.desired.deleted]
+            servers = tx.rows(SERVER, "host", name)
+            left = [server.id for server in servers if not server.desired.deleted]
             if left:
                 raise Conflict("compute.service.servers", f"Host {name} has {len(left)} servers, {left[0]} among them: delete "
                                                           "them first.")
-            tx.delete(fleet.HOST, name)
+            fleet.delete_host(tx, host, leaving={server.id for server in servers})
 
         await self._database.transact(decide)
         return Empty()

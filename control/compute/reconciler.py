@@ -121,7 +121,7 @@ class Reconciler:
         batch: list[ServerRecord] = []
         operations = 0
         for server in waiting:
-            operations += 4 + 2 * len(self._ports.ids(server.id))
+            operations += 6 + 2 * len(self._ports.ids(server.id))
             if batch and operations > BATCH_OPERATIONS:
                 break
             copy = ServerRecord()
@@ -187,4 +187,4 @@ def _waits(server: ServerRecord) -> bool:
 
 def _wanted(server: ServerRecord) -> Wanted:
     return Wanted(server.id, server.project_id, server.flavor.vcpus, server.flavor.ram_mib, model.disk_of(server),
-                  server.availability_zone, server.forced_host)
+                  server.availability_zone, server.forced_host, server.user_id)

@@ -1,4 +1,4 @@
-"""The one way that a server's record goes: with its ports, its claim and its quota charge, in one commit.
+"""The one way that a server's record goes: with its ports, its allocation and its quota charge, in one commit.
 
 Its history stays behind for a moment; the reconciler takes what belongs to no server.
 """

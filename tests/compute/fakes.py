@@ -6,6 +6,7 @@ that a transaction that fails leaves none of it behind.
 import asyncio
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
@@ -23,6 +24,7 @@ from control.kernel.database import Database, Transaction
 from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore, Store
+from control.placement.host_providers import HostProviders
 from control.placement.placer import FleetPlacer
 from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.fleet_pb2 import HostRecord
@@ -206,7 +208,12 @@ class World:
             architecture="x86_64", cpu_model="qemu64", address="192.0.2.1")
         record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{len(self.agents) + 1:012d}", up=up, updated_at=now(),
                             inventory=inventory)
-        await self.database.transact(lambda tx: tx.put(fleet.HOST, record))
+
+        def attach(tx: Transaction) -> None:
+            tx.put(fleet.HOST, record)
+            HostProviders().refresh(tx, record)
+
+        await self.database.transact(attach)
         self.agents[name] = Agent(self, name)
         return self.agents[name]
 
@@ -252,8 +259,17 @@ class World:
         for port in self.database.cache.all(PORT):
             assert port.device_id in servers, "a port without its server"
             assert port.host == servers[port.device_id].host
-        claims = {claim.server_id: claim.host for claim in self.database.cache.all(fleet.CLAIM)}
-        assert claims == {server.id: server.host for server in servers.values() if server.host}
+        hosts = {host.name: host.id for host in self.database.cache.all(fleet.HOST)}
+        held = {each.consumer_uuid: list(each.providers) for each in self.database.cache.all(fleet.ALLOCATION)}
+        placed = {server.id: server for server in servers.values() if server.host}
+        assert held.keys() == placed.keys()
+        assert all(held[identifier] == [hosts[server.host]] for identifier, server in placed.items() if server.host in hosts)
+        recount: dict[str, Counter[str]] = {}
+        for each in self.database.cache.all(fleet.ALLOCATION):
+            for provider, amounts in each.providers.items():
+                recount.setdefault(provider, Counter()).update(amounts.resources)
+        for usage in self.database.cache.all(fleet.USAGE):
+            assert dict(usage.used) == recount.get(usage.provider_uuid, {})
 
 
 @contextlib.asynccontextmanager
