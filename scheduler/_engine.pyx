@@ -270,6 +270,20 @@ cdef class Engine:
         memcpy(kind.codes, given, len(codes))
         self.drop_index(shape)
 
+    def judge_next(self, Py_ssize_t shape, int code):
+        """See the reference."""
+        cdef Shape* kind = self.shape_at(shape)
+        cdef Py_ssize_t host
+        if not 0 <= code <= 255:
+            raise ValueError("a code is 0 to 255")
+        kind.codes = <uint8_t*>resized(kind.codes, kind.n_codes + 1, 1)
+        kind.codes[kind.n_codes] = code
+        for host in range(self.n_hosts):
+            if self.signature[host] == kind.n_codes:
+                self.drop_index(shape)
+                break
+        kind.n_codes += 1
+
     def judge_rows(self, Py_ssize_t shape, Py_ssize_t part, bytes codes):
         """See the reference."""
         cdef Shape* kind = self.shape_at(shape)
@@ -440,6 +454,17 @@ cdef class Engine:
     def host_of(self, Py_ssize_t claim):
         self.check_claim(claim)
         return self.claim_host[claim]
+
+    def claims_on(self, Py_ssize_t host):
+        """See the reference."""
+        cdef int32_t claim
+        self.check_host_there(host)
+        claims = []
+        claim = self.first_claim[host]
+        while claim >= 0:
+            claims.append(claim)
+            claim = self.claim_next[claim]
+        return claims
 
     def parts_of(self, Py_ssize_t claim):
         """See the reference."""

@@ -141,6 +141,11 @@ class Engine:
         self._check_shape(shape)
         self._codes[shape] = bytes(codes)
 
+    def judge_next(self, shape: int, code: int) -> None:
+        """Say it for the next signature, which no host has yet."""
+        self._check_shape(shape)
+        self._codes[shape] += bytes([code])
+
     def judge_rows(self, shape: int, part: int, codes: bytes) -> None:
         """Say for each row signature whether it may serve a part of a shape: 0 it may. Counts on hosts of several rows."""
         self._check_shape(shape)
@@ -204,6 +209,10 @@ class Engine:
     def host_of(self, claim: int) -> int:
         return self._claims[claim].host
 
+    def claims_on(self, host: int) -> list[int]:
+        """The claims of a host, in no order."""
+        return list(self._hosts[host].claims)
+
     def parts_of(self, claim: int) -> list[tuple[int, tuple[int, ...]]]:
         """What a claim holds: (row, amounts) in order."""
         return list(self._claims[claim].parts)
@@ -234,6 +243,10 @@ class Engine:
             return -1
         left = sum(row[resource] for row in rows.free) - demand
         return max(left, 0) * ((1 << (40 + SHARE_BITS)) // capacity) >> 40
+
+    def shares(self, shape: int, host: int) -> list[int]:
+        """The share of each class, with the shape placed."""
+        return [self.share(host, r, sum(part[r] for part in self._shapes[shape].parts)) for r in range(self.resources)]
 
     def misses(self, shape: int, group: int = -1, only: Sequence[int] | None = None,
                avoid: Iterable[int] = ()) -> "Misses":
