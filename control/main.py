@@ -55,10 +55,12 @@ class Replica:
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
+        self.settings = compute.Settings(policy=config.placement_policy)
         self.placer = FleetPlacer(
+            compute.Demands(self.database, self.settings),
             ratios={"vcpus": config.cpu_allocation_ratio, "ram_mib": config.ram_allocation_ratio,
                     "disk_gib": config.disk_allocation_ratio},
-            reserved={"vcpus": 0, "ram_mib": config.reserved_ram_mib, "disk_gib": 0}, policy=config.placement_policy)
+            reserved={"vcpus": 0, "ram_mib": config.reserved_ram_mib, "disk_gib": 0})
         self.hosts = Hosts(
             self.database, images=self.images,
             projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
@@ -78,7 +80,7 @@ class Replica:
         own = identity.servicers(self.database, self.authenticator, DirectoryPasswords(self.directories), compliance=compliance)
         return [*asking.asking(own, self.database, self.directories),
                 *self.images.servicers(),
-                *compute.servicers(self.database, self.ports, self.images, self.hosts),
+                *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
                 *placement.servicers(self.database, self.placer)]
 
@@ -98,7 +100,8 @@ class Replica:
     async def lead(self, fence: Guard) -> None:
         """The work of one replica at a time."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(compute.Reconciler(self.database, self.ports, self.placer, [fence]).controller().run())
+            servers = compute.Reconciler(self.database, self.ports, self.placer, [fence], settings=self.settings)
+            group.create_task(servers.controller().run())
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(Maintenance(self.store).run())

@@ -46,9 +46,9 @@ def host_verdict(shape: Shape, host: HostSignature, filters: Iterable[Filter] = 
         return f"not in zone {shape.zone}"
     for some in shape.aggregates:
         if not some & host.aggregates:
-            return f"in no aggregate of {', '.join(sorted(some))}"
+            return "outside the aggregates asked for"
     if shape.not_aggregates & host.aggregates:
-        return f"in aggregate {min(shape.not_aggregates & host.aggregates)}"
+        return "in an aggregate to be avoided"
     if verdict := traits_verdict(shape, host.row.traits):
         return verdict
     if host.single:

@@ -54,7 +54,13 @@ class Placer(Protocol):
     """Placement: chooses hosts from the present state and keeps the claims."""
 
     def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
-        """A host for each, in order, each seeing the claims of those before it, and claim it in the transaction."""
+        """A host for each, in order, each seeing the claims of those before it, and claim it in the transaction.
+
+        The commit is refused if a host that was taken goes meanwhile, or an aggregate changes.
+        """
+
+    def dry_run(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
+        """What `place` would answer. Nothing is claimed, and nothing written to the transaction."""
 
     def release(self, transaction: Transaction, server_id: str) -> None:
         """Give a server's claim back; nothing where it has none."""

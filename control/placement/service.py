@@ -5,12 +5,10 @@ from control.kernel import fleet
 from control.kernel.database import Database
 from control.kernel.errors import NotFound
 from control.kernel.rpc import Call
-from control.placement.placer import FleetPlacer
+from control.placement.placer import CLASSES, FleetPlacer
 from protos.internal.v1.fleet_pb2 import Claim, HostRecord
 from protos.placement.v1 import api_pb2  # noqa: F401 - the API's own entry
 from protos.placement.v1 import providers_pb2 as pb
-
-CLASSES = {"VCPU": "vcpus", "MEMORY_MB": "ram_mib", "DISK_GB": "disk_gib"}
 
 
 class ResourceProviders:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
-from control.compute.model import SERVER
+from control.compute.model import DECISION, SERVER, SERVER_GROUP
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
 from control.compute.projection import Projection
@@ -184,12 +184,14 @@ class World:
     def __init__(self, store: Store):
         self.store = store
         self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
-        self.ports, self.images, self.placer = FakePorts(self.database), FakeImages(), FleetPlacer()
+        self.ports, self.images = FakePorts(self.database), FakeImages()
+        self.placer = FleetPlacer(compute.Demands(self.database))
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
         self.dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), "control-1"):
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
+                                                      "control-1"):
             self.dispatcher.add(servicer, descriptor)
         self.gateway = Gateway(self.dispatcher)
 
@@ -244,6 +246,9 @@ class World:
             mine["instances"] += 1
             mine["cores"] += server.flavor.vcpus
             mine["ram"] += server.flavor.ram_mib
+        for group in self.database.cache.all(SERVER_GROUP):
+            mine = used.setdefault(group.project_id, {})
+            mine["server_groups"] = mine.get("server_groups", 0) + 1
         for ledger in self.database.cache.all(quota.LEDGER):
             if ledger.service == "compute":
                 expected = used.pop(ledger.project_id, {})
@@ -252,6 +257,7 @@ class World:
         for port in self.database.cache.all(PORT):
             assert port.device_id in servers, "a port without its server"
             assert port.host == servers[port.device_id].host
+        assert {row.server_id for row in self.database.cache.all(DECISION)} <= set(servers), "a decision without its server"
         claims = {claim.server_id: claim.host for claim in self.database.cache.all(fleet.CLAIM)}
         assert claims == {server.id: server.host for server in servers.values() if server.host}
 

@@ -188,7 +188,7 @@ class TestWords:
     def test_traits_zones_aggregates_and_units_are_named(self):
         fleet = Fleet([replace(HOST, zone="east")])
         for shape, reason in [(asks(required=frozenset({"HW_GPU"})), "without trait HW_GPU"), (asks(zone="west"), "not in zone west"),
-                              (asks(aggregates=(frozenset({"ssd"}),)), "in no aggregate of ssd"), (asks(vcpus=5), "without enough vCPU")]:
+                              (asks(aggregates=(frozenset({"ssd"}),)), "outside the aggregates asked for"), (asks(vcpus=5), "without enough vCPU")]:
             assert fleet.place(Request("s", shape)).ruled_out == {reason: 1}
         fleet.set_host(single_row("a", {"VCPU": Inventory(8, max_unit=2), "MEMORY_MB": Inventory(4096)}))
         assert fleet.place(Request("s", asks(vcpus=4))).ruled_out == {"that give no 4 VCPU at once": 1}
