@@ -59,16 +59,16 @@ class Aggregates:
 
     async def UpdateAggregate(self, request: pb.UpdateAggregateRequest, call: Call) -> pb.AggregateResponse:
         new = request.aggregate
-        zone = _zone_text(new.availability_zone)
-        if not (new.HasField("name") or new.HasField("availability_zone")):
+        paths = set(request.update_mask.paths) or {field.name for field, _ in new.ListFields()}
+        if not paths:
             raise Invalid("compute.aggregate.update", "An update has a name, an availability_zone or both.")
 
         def change(tx: Transaction, aggregate: HostAggregate) -> None:
-            if new.HasField("name"):
+            if "name" in paths:
                 aggregate.name = limits.name(new.name, "aggregate")
                 _check_name(tx, aggregate)
-            if new.HasField("availability_zone"):
-                _set(aggregate, ZONE, zone)
+            if "availability_zone" in paths:
+                _set(aggregate, ZONE, _zone(new.availability_zone) if new.HasField("availability_zone") else None)
 
         return await self._change(request.aggregate_id, change, Invalid)
 
@@ -112,7 +112,7 @@ class Aggregates:
     async def SetAggregateMetadata(self, request: pb.SetAggregateMetadataRequest, call: Call) -> pb.AggregateResponse:
         def change(tx: Transaction, aggregate: HostAggregate) -> None:
             for key, value in request.set_metadata.metadata.items():
-                _set(aggregate, key, _zone_text(value) if key == ZONE else _text(key, value))
+                _set(aggregate, key, _text(key, value))
             limits.metadata(aggregate.metadata, MAX_METADATA)
 
         return await self._change(request.aggregate_id, change, Invalid)
@@ -200,13 +200,8 @@ def _text(key: str, value: Value) -> str | None:
         case "null_value":
             return None
         case "string_value":
-            return value.string_value
+            return _zone(value.string_value) if key == ZONE else value.string_value
     raise Invalid("compute.aggregate.metadata", f"metadata.{key[:40]}: expected a string or null.")
-
-
-def _zone_text(value: Value) -> str | None:
-    text = _text(ZONE, value) if value.WhichOneof("kind") else None
-    return None if text is None else _zone(text)
 
 
 def _zone(name: str) -> str:
