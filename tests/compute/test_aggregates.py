@@ -41,7 +41,8 @@ async def test_an_aggregate_is_made_changed_and_deleted():
         shown = (await do(admin, 1, set_metadata={"metadata": {"ssd": None}})).json["aggregate"]
         assert shown["metadata"] == {"availability_zone": "east"}
         changed = await admin("PUT", "/os-aggregates/1", json_body={"aggregate": {"name": "nvme", "availability_zone": "west"}})
-        assert (changed.json["aggregate"]["name"], changed.json["aggregate"]["metadata"]) == ("nvme", {"availability_zone": "west"})
+        renamed = changed.json["aggregate"]
+        assert (renamed["name"], renamed["metadata"]) == ("nvme", {"availability_zone": "west"})
         assert (await admin("DELETE", "/os-aggregates/1")).status == 400, "it has hosts"
         for host in ("node-1", "node-2"):
             assert (await do(admin, 1, remove_host={"host": host})).status == 200
@@ -65,9 +66,10 @@ async def test_what_cannot_be_is_refused():
                              ({"name": "a", "availability_zone": "a:b"}, 400), ({"name": "a", "availability_zone": ""}, 400)):
             assert (await admin("POST", "/os-aggregates", json_body={"aggregate": body})).status == status, body
         for action, status in (({"add_host": {"host": "node-9"}}, 404), ({"remove_host": {"host": "node-1"}}, 404),
-                               ({"set_metadata": {"metadata": {"a": 1}}}, 400), ({"set_metadata": {"metadata": {"a": "b" * 256}}}, 400),
+                               ({"set_metadata": {"metadata": {"a": 1}}}, 400),
+                               ({"set_metadata": {"metadata": {"a": "b" * 256}}}, 400), ({"other": {}}, 400),
                                ({"set_metadata": {"metadata": {"availability_zone": "a:b"}}}, 400),
-                               ({"set_metadata": {"metadata": {f"k{index}": "v" for index in range(129)}}}, 403), ({"other": {}}, 400)):
+                               ({"set_metadata": {"metadata": {f"k{index}": "v" for index in range(129)}}}, 403)):
             assert (await do(admin, number, **action)).status == status, action
         await add(admin, number)
         assert (await add(admin, number)).status == 409
@@ -129,7 +131,8 @@ async def test_changes_in_parallel_leave_a_host_in_one_zone():
         numbers = [await make_aggregate(admin, f"zone-{index}", availability_zone=f"z{index}") for index in range(8)]
         replies = await asyncio.gather(*(add(admin, number) for number in numbers))
         assert sorted(reply.status for reply in replies) == [200] + [409] * 7
-        replies = await asyncio.gather(*(admin("POST", "/os-aggregates", json_body={"aggregate": {"name": "same"}}) for _ in range(5)))
+        same = {"aggregate": {"name": "same"}}
+        replies = await asyncio.gather(*(admin("POST", "/os-aggregates", json_body=same) for _ in range(5)))
         assert sorted(reply.status for reply in replies) == [200] + [409] * 4
 
 
@@ -171,7 +174,8 @@ async def test_a_host_that_is_forgotten_leaves_its_aggregates():
 async def test_specs_that_no_host_could_understand_are_refused_when_they_are_set_or_used():
     async with world() as cloud:
         admin, demo = cloud.client("admin"), cloud.client()
-        for key, value in (("resources:CPUS", "1"), ("trait:CUSTOM_A", "maybe"), ("hw:numa_nodes", "none"), ("brume:policy", "first")):
+        for key, value in (("resources:CPUS", "1"), ("trait:CUSTOM_A", "maybe"), ("hw:numa_nodes", "none"),
+                           ("brume:policy", "first")):
             reply = await admin("POST", "/flavors/1/os-extra_specs", json_body={"extra_specs": {key: value}})
             assert reply.status == 400 and key in reply.json["badRequest"]["message"]
             assert (await admin("PUT", f"/flavors/1/os-extra_specs/{key}", json_body={key: value})).status == 400

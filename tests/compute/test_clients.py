@@ -76,7 +76,8 @@ def test_the_sdk_makes_groups_and_servers_in_them(cloud):
     demo, admin = cloud.connect("demo"), cloud.connect("admin")
     group = demo.create_server_group(name="apart", policy="anti-affinity", rules={"max_server_per_host": 1})
     servers = [demo.wait_for_server(demo.create_server(
-        name=f"s{index}", image_id="img", flavor_id="1", networks="none", scheduler_hints={"group": group.id}), interval=0.2, wait=30)
+        name=f"s{index}", image_id="img", flavor_id="1", networks="none", scheduler_hints={"group": group.id}),
+        interval=0.2, wait=30)
         for index in range(3)]
     assert {admin.get_server(server.id).compute_host for server in servers} == {"node-1", "node-2", "node-3"}
     shown = demo.get_server_group(group)

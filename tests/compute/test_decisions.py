@@ -64,7 +64,8 @@ async def test_a_refusal_reaches_the_fault_the_action_and_the_decision_with_what
         assert (event["result"], event["details"]) == ("Error", text)
         mine = await decision(demo, server_id)
         assert mine["ruled_out"] == {"without enough RAM": 2} and mine["lacks"] == {"MEMORY_MB": 256} and not mine["fits"]
-        assert mine["fixes"] == [{"text": "Take a flavor with at most 768 MiB of RAM.", "without": [], "at_most": {"MEMORY_MB": 768}}]
+        assert mine["fixes"] == [
+            {"text": "Take a flavor with at most 768 MiB of RAM.", "without": [], "at_most": {"MEMORY_MB": 768}}]
         assert "tiny" not in str(mine) and (await decision(admin, server_id))["nearest"] == "tiny-1"
 
 
@@ -113,8 +114,8 @@ async def test_a_dry_run_sees_its_servers_one_after_another_and_makes_nothing():
 async def test_a_host_may_be_named_in_every_way_that_nova_has():
     async with world(hosts=2) as cloud:
         admin = cloud.client("admin")
-        for fields in ({"availability_zone": "nova:node-2"}, {"availability_zone": "nova:node-2:node-2"}, {"availability_zone": ":node-2"},
-                       {"availability_zone": "nova::node-2"}, {"host": "node-2"}, {"hypervisor_hostname": "node-2"},
+        for fields in ({"availability_zone": "nova:node-2"}, {"availability_zone": "nova:node-2:node-2"},
+                       {"availability_zone": ":node-2"}, {"availability_zone": "nova::node-2"}, {"host": "node-2"}, {"hypervisor_hostname": "node-2"},
                        {"availability_zone": "nova", "host": "node-2", "hypervisor_hostname": "node-2"}):
             assert (await dry_run(admin, **fields)).json["decisions"][0]["host"] == "node-2"
         for fields in ({"host": "node-9"}, {"availability_zone": "nova:node-1:node-2"}, {"availability_zone": "a:b:c:d"}):

@@ -11,11 +11,13 @@ from protos.internal.v1.fleet_pb2 import HostAggregate
 from protos.internal.v1.hosts_pb2 import BootImage
 from scheduler.types import Group, Request, ServerGroup
 
-AGGREGATES = [HostAggregate(id="fast", metadata={"ssd": "true", "size": "8"}), HostAggregate(id="slow", metadata={"ssd": "no, maybe"}),
+AGGREGATES = [HostAggregate(id="fast", metadata={"ssd": "true", "size": "8"}),
+              HostAggregate(id="slow", metadata={"ssd": "no, maybe"}),
               HostAggregate(id="east", metadata={"availability_zone": "east"})]
 
 
-def server(extra_specs: dict | None = None, properties: dict | None = None, *, vcpus=4, ram=4096, disk=10, **fields) -> ServerRecord:
+def server(extra_specs: dict | None = None, properties: dict | None = None, *, vcpus=4, ram=4096, disk=10,
+           **fields) -> ServerRecord:
     record = ServerRecord(id="s", image=BootImage(properties=properties or {}), flavor=FlavorRecord(
         id="f", name="f", vcpus=vcpus, ram_mib=ram, disk_gib=disk, extra_specs=extra_specs or {}), **fields)
     record.created_at.seconds = 1000
@@ -42,7 +44,8 @@ def test_a_plain_flavor_is_its_cpus_ram_and_disk():
     ({"resources:MEMORY_MB": "1", "resources:DISK_GB": "0"}, {"VCPU": 4, "MEMORY_MB": 1}),
     ({"resources:VGPU": "2"}, {"VCPU": 4, "MEMORY_MB": 4096, "DISK_GB": 10, "VGPU": 2}),
     ({"hw:cpu_policy": "dedicated"}, {"PCPU": 4, "MEMORY_MB": 4096, "DISK_GB": 10}),
-    ({"hw:cpu_policy": "shared", "hw:mem_page_size": "small", "unscoped": "x", "hw:watchdog_action": "reset", "quota:cpu_shares": "1"},
+    ({"hw:cpu_policy": "shared", "hw:mem_page_size": "small", "unscoped": "x", "hw:watchdog_action": "reset",
+      "quota:cpu_shares": "1"},
      {"VCPU": 4, "MEMORY_MB": 4096, "DISK_GB": 10}),
 ])
 def test_specs_change_the_amounts(extra_specs, amounts):
@@ -79,7 +82,8 @@ def test_numa_cells_may_be_given_one_by_one():
 
 
 @pytest.mark.parametrize(("size", "pages"), [
-    ("large", {"CUSTOM_MEMORY_HUGE_2MB": 2048}), ("2MB", {"CUSTOM_MEMORY_HUGE_2MB": 2048}), ("2048", {"CUSTOM_MEMORY_HUGE_2MB": 2048}),
+    ("large", {"CUSTOM_MEMORY_HUGE_2MB": 2048}), ("2MB", {"CUSTOM_MEMORY_HUGE_2MB": 2048}),
+    ("2048", {"CUSTOM_MEMORY_HUGE_2MB": 2048}),
     ("1GB", {"CUSTOM_MEMORY_HUGE_1GB": 4}), ("1048576", {"CUSTOM_MEMORY_HUGE_1GB": 4})])
 def test_huge_pages_are_resources_of_a_cell(size, pages):
     [cell] = shape({"hw:mem_page_size": size}).groups
@@ -87,7 +91,8 @@ def test_huge_pages_are_resources_of_a_cell(size, pages):
 
 
 @pytest.mark.parametrize(("key", "wish", "ids"), [
-    ("ssd", "true", {"fast"}), ("ssd", "maybe", {"slow"}), ("ssd", "<or> true <or> no", {"fast", "slow"}), ("size", ">= 4", {"fast"}),
+    ("ssd", "true", {"fast"}), ("ssd", "maybe", {"slow"}), ("ssd", "<or> true <or> no", {"fast", "slow"}),
+    ("size", ">= 4", {"fast"}),
     ("size", "= 9", set()), ("ssd", "s!= true", {"slow"}), ("ssd", "<in> ru", {"fast"}), ("none", "x", set()),
     ("availability_zone", "east", {"east"}), ("size", "<= x", set()), ("ssd", "<all-in> t ue", {"fast"})])
 def test_aggregates_are_those_whose_metadata_is_asked_for(key, wish, ids):
@@ -128,7 +133,8 @@ def test_devices_are_a_group_each_where_the_cloud_has_them():
     ({"trait:FAST": "required"}, "no trait 'FAST'"), ({"trait:CUSTOM_A": "yes"}, "required or forbidden"),
     ({"group_policy": "all"}, "none or isolate"), ({"hw:numa_nodes": "0"}, "from 1"), ({"hw:numa_cpus.0": "3-1"}, "names no CPU"),
     ({"hw:cpu_policy": "mixed"}, "shared or dedicated"), ({"hw:cpu_policy": "x"}, "shared or dedicated"),
-    ({"hw:mem_page_size": "3MB"}, "2MB"), ({"pci_passthrough:alias": "gpu:x"}, "whole number"), ({"brume:policy": "first"}, "pack"),
+    ({"hw:mem_page_size": "3MB"}, "2MB"), ({"pci_passthrough:alias": "gpu:x"}, "whole number"),
+    ({"brume:policy": "first"}, "pack"),
     ({"brume:weights": "VCPU"}, "whole number"), ({"brume:weights": "VCPU=0"}, "above 0"), ({"brume:other": "x"}, "brume:policy"),
 ])
 def test_a_wrong_spec_is_refused_by_name(extra_specs, text):

@@ -88,7 +88,8 @@ async def test_a_group_that_makes_no_sense_is_refused(microversion, body):
 async def test_quotas_of_groups_and_of_their_members_are_kept():
     async with world() as cloud:
         demo, admin = cloud.client(), cloud.client("admin")
-        await admin("PUT", "/os-quota-sets/demo-project", json_body={"quota_set": {"server_groups": 2, "server_group_members": 3}})
+        limits = {"server_groups": 2, "server_group_members": 3}
+        await admin("PUT", "/os-quota-sets/demo-project", json_body={"quota_set": limits})
         replies = await asyncio.gather(*(demo("POST", "/os-server-groups", json_body={
             "server_group": {"name": "g", "policy": "soft-affinity"}}) for _ in range(5)))
         assert sorted(reply.status for reply in replies) == [200, 200, 403, 403, 403]
@@ -232,10 +233,10 @@ async def test_servers_are_placed_beside_and_away_from_others_that_still_wait():
 async def test_hints_that_cannot_be_kept_are_refused_before_anything_is_made():
     async with world() as cloud:
         theirs = await make(cloud.client("other"))
-        for hints in ({"query": ["=", "$x", 1]}, {"build_near_host_ip": "192.0.2.1"}, {"different_cell": "c"}, {"different_host": "gone"},
-                      {"same_host": [theirs]}, {"same_host": []}, {"different_host": [1]}, {"different_host": {"a": "b"}},
-                      {"different_host": [f"s{index}" for index in range(101)]}, {"brume:lifetime": 0}, {"brume:lifetime": "soon"},
-                      {"brume:lifetime": 1.5}, {"group": ["a", "b"]}):
+        for hints in ({"query": ["=", "$x", 1]}, {"build_near_host_ip": "192.0.2.1"}, {"different_cell": "c"},
+                      {"different_host": "gone"}, {"same_host": [theirs]}, {"same_host": []}, {"different_host": [1]}, {"different_host": {"a": "b"}},
+                      {"different_host": [f"s{index}" for index in range(101)]}, {"brume:lifetime": 0},
+                      {"brume:lifetime": "soon"}, {"brume:lifetime": 1.5}, {"group": ["a", "b"]}):
             reply = await cloud.client()("POST", "/servers", json_body={
                 "server": {"name": "vm", "imageRef": "img", "flavorRef": "1", "networks": "none"}, "os:scheduler_hints": hints})
             assert reply.status == 400 and next(iter(hints)) in reply.json["badRequest"]["message"], hints
