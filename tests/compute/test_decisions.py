@@ -115,7 +115,8 @@ async def test_a_host_may_be_named_in_every_way_that_nova_has():
     async with world(hosts=2) as cloud:
         admin = cloud.client("admin")
         for fields in ({"availability_zone": "nova:node-2"}, {"availability_zone": "nova:node-2:node-2"},
-                       {"availability_zone": ":node-2"}, {"availability_zone": "nova::node-2"}, {"host": "node-2"}, {"hypervisor_hostname": "node-2"},
+                       {"availability_zone": ":node-2"}, {"availability_zone": "nova::node-2"}, {"host": "node-2"},
+                       {"hypervisor_hostname": "node-2"},
                        {"availability_zone": "nova", "host": "node-2", "hypervisor_hostname": "node-2"}):
             assert (await dry_run(admin, **fields)).json["decisions"][0]["host"] == "node-2"
         for fields in ({"host": "node-9"}, {"availability_zone": "nova:node-1:node-2"}, {"availability_zone": "a:b:c:d"}):
