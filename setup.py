@@ -80,7 +80,7 @@ class BuildPy(build_py):
         super().run()
 
 
-KERNELS = [Extension("scheduler._pack", ["scheduler/_pack.pyx"]),
+KERNELS = [Extension("scheduler._engine", ["scheduler/_engine.pyx"], include_dirs=["scheduler"]),
            Extension("control.gateway._transcode", ["control/gateway/_transcode.pyx"])]
 for kernel in KERNELS:
     kernel.extra_compile_args = ["-O3", "-ffp-contract=off"]

@@ -34,6 +34,7 @@ from control.kernel.store import Guard
 from control.network import service as network
 from control.placement import service as placement
 from control.placement.host_providers import HostProviders
+from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
 from protos.internal.v1 import hosts_pb2
 
@@ -56,7 +57,8 @@ class Replica:
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
-        self.placer = FleetPlacer(config.placement_policy)
+        self.settings = compute.Settings(policy=config.placement_policy)
+        self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database, self.settings)))
         self.hosts = Hosts(
             self.database, images=self.images, inventories=HostProviders(
                 ratios={fleet.VCPU: config.cpu_allocation_ratio, fleet.MEMORY_MB: config.ram_allocation_ratio,
@@ -79,7 +81,7 @@ class Replica:
         own = identity.servicers(self.database, self.authenticator, DirectoryPasswords(self.directories), compliance=compliance)
         return [*asking.asking(own, self.database, self.directories),
                 *self.images.servicers(),
-                *compute.servicers(self.database, self.ports, self.images, self.hosts),
+                *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
                 *placement.servicers(self.database)]
 
@@ -99,7 +101,8 @@ class Replica:
     async def lead(self, fence: Guard) -> None:
         """The work of one replica at a time."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(compute.Reconciler(self.database, self.ports, self.placer, [fence]).controller().run())
+            servers = compute.Reconciler(self.database, self.ports, self.placer, [fence], settings=self.settings)
+            group.create_task(servers.controller().run())
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(Maintenance(self.store).run())

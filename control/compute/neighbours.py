@@ -54,7 +54,13 @@ class Placer(Protocol):
     """Placement: chooses hosts from the present state and keeps the allocations."""
 
     def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
-        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction."""
+        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction.
+
+        The commit is refused if a host that was taken goes meanwhile, or an aggregate changes.
+        """
+
+    def dry_run(self, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
+        """What `place` would answer, from the cache as it is now. Nothing is allocated."""
 
     def release(self, transaction: Transaction, server_id: str) -> None:
         """Give back what a server holds; nothing where it holds nothing."""

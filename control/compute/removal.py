@@ -15,4 +15,5 @@ def remove(tx: Transaction, server: ServerRecord, ports: Ports, placer: Placer) 
     placer.release(tx, server.id)
     quota.charge(tx, model.QUOTA, server.project_id, model.DEFAULT_QUOTAS,
                  **{name: -amount for name, amount in model.charge_of(server).items()})
+    tx.delete(model.DECISION, server.id)
     tx.delete(model.SERVER, server.id)

@@ -2,15 +2,26 @@
 
 A host's record is written by the hosts service (inventory, up) and by compute (disabled); its root provider goes with it in the
 same commit. An allocation is written together with the usage of every provider that it touches (control/placement/ledger.py), a
-server's in the commit that binds the server to its host or lets it go.
+server's in the commit that binds the server to its host or lets it go. Aggregates are
+written by compute (control/compute/aggregates.py), each commit of them together with their sequence.
 """
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from control.kernel.cache import Kind
-from control.kernel.database import Transaction
+from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict
-from protos.internal.v1.fleet_pb2 import Allocation, CustomName, HostRecord, Provider, ProviderName, Usage
+from protos.internal.v1.fleet_pb2 import (
+    AggregateSequence,
+    Allocation,
+    CustomName,
+    HostAggregate,
+    HostRecord,
+    Provider,
+    ProviderName,
+    Usage,
+)
+from scheduler.types import Choice, Refusal, Request, ServerGroup
 
 HOST = Kind("/fleet/hosts/", HostRecord, id_of=lambda host: (host.name,), indexes={"id": lambda host: (host.id,)})
 
@@ -29,7 +40,9 @@ ALLOCATION = Kind("/fleet/allocations/", Allocation, id_of=lambda allocation: (a
     "provider": lambda allocation: list(allocation.providers), "project": lambda allocation: (allocation.project_id,)})
 RESOURCE_CLASS = Kind("/fleet/resource-classes/", CustomName, id_of=lambda name: (name.name,))
 TRAIT = Kind("/fleet/traits/", CustomName, id_of=lambda name: (name.name,))
-KINDS = (HOST, PROVIDER, PROVIDER_NAME, USAGE, ALLOCATION, RESOURCE_CLASS, TRAIT)
+AGGREGATE = Kind("/fleet/aggregates/", HostAggregate, indexes={"host": lambda aggregate: tuple(aggregate.hosts)})
+AGGREGATE_SEQUENCE = Kind("/fleet/aggregate-sequence/", AggregateSequence, id_of=lambda _: ("last",))
+KINDS = (HOST, PROVIDER, PROVIDER_NAME, USAGE, ALLOCATION, RESOURCE_CLASS, TRAIT, AGGREGATE, AGGREGATE_SEQUENCE)
 
 DEFAULT_ZONE = "nova"
 
@@ -37,9 +50,19 @@ DEFAULT_ZONE = "nova"
 VCPU, MEMORY_MB, DISK_GB = HOST_CLASSES = ("VCPU", "MEMORY_MB", "DISK_GB")
 
 
-def zone_of(host: HostRecord) -> str:
-    """The availability zone that a host belongs to."""
-    return host.inventory.availability_zone or DEFAULT_ZONE
+#: The metadata of an aggregate that is the zone of its hosts.
+ZONE = "availability_zone"
+
+
+def zone_of(reads: Database | Transaction, host: HostRecord) -> str:
+    """The availability zone that a host belongs to: an aggregate's, else what its agent was told, else the default."""
+    given = (aggregate.metadata[ZONE] for aggregate in reads.rows(AGGREGATE, "host", host.name) if ZONE in aggregate.metadata)
+    return next(given, "") or host.inventory.availability_zone or DEFAULT_ZONE
+
+
+def guard_aggregates(transaction: Transaction) -> None:
+    """The commit is refused if any aggregate changes meanwhile."""
+    transaction.guard_unchanged(AGGREGATE_SEQUENCE, "last")
 
 
 def delete_host(transaction: Transaction, host: HostRecord, leaving: Collection[str]) -> None:
@@ -64,25 +87,24 @@ def delete_host(transaction: Transaction, host: HostRecord, leaving: Collection[
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What one server needs of a host."""
+    """What one server needs of a host. The request's id is the server's; `group` is the one that it names."""
 
-    server_id: str
+    request: Request
+    group: ServerGroup | None
     project_id: str
-    vcpus: int
-    ram_mib: int
-    disk_gib: int
-    zone: str = ""             # "" for any
-    host: str = ""             # only this one
-    user_id: str = ""
+    user_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
+    """The host taken, and why."""
+
     host: str
+    choice: Choice
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No host fits. `reason` counts hosts per constraint and names the nearest miss; safe to show to the project."""
+    """No host fits. Without host names its reason is safe to show to the project."""
 
-    reason: str
+    refusal: Refusal

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
-from control.compute.model import SERVER
+from control.compute.model import DECISION, SERVER, SERVER_GROUP
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
 from control.compute.projection import Projection
@@ -25,6 +25,7 @@ from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailab
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore, Store
 from control.placement.host_providers import HostProviders
+from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
 from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.fleet_pb2 import HostRecord
@@ -186,12 +187,14 @@ class World:
     def __init__(self, store: Store):
         self.store = store
         self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
-        self.ports, self.images, self.placer = FakePorts(self.database), FakeImages(), FleetPlacer()
+        self.ports, self.images = FakePorts(self.database), FakeImages()
+        self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database)))
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
         self.dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), "control-1"):
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
+                                                      "control-1"):
             self.dispatcher.add(servicer, descriptor)
         self.gateway = Gateway(self.dispatcher)
 
@@ -251,6 +254,9 @@ class World:
             mine["instances"] += 1
             mine["cores"] += server.flavor.vcpus
             mine["ram"] += server.flavor.ram_mib
+        for group in self.database.cache.all(SERVER_GROUP):
+            mine = used.setdefault(group.project_id, {})
+            mine["server_groups"] = mine.get("server_groups", 0) + 1
         for ledger in self.database.cache.all(quota.LEDGER):
             if ledger.service == "compute":
                 expected = used.pop(ledger.project_id, {})
@@ -270,6 +276,7 @@ class World:
                 recount.setdefault(provider, Counter()).update(amounts.resources)
         for usage in self.database.cache.all(fleet.USAGE):
             assert dict(usage.used) == recount.get(usage.provider_uuid, {})
+        assert {row.server_id for row in self.database.cache.all(DECISION)} <= set(servers), "a decision without its server"
 
 
 @contextlib.asynccontextmanager
