@@ -449,6 +449,17 @@ cdef class Engine:
             self.check_claim(claims[i])
             self.give_back(claims[i])
 
+    def extend(self, Py_ssize_t claim, int64_t until):
+        """See the reference."""
+        cdef int64_t before
+        self.check_claim(claim)
+        before = self.claim_until[claim]
+        self.claim_until[claim] = until
+        if until > self.until[self.claim_host[claim]]:
+            self.until[self.claim_host[claim]] = until
+        elif before == self.until[self.claim_host[claim]]:
+            self.lasts(self.claim_host[claim])
+
     # Looking
 
     def host_of(self, Py_ssize_t claim):

@@ -195,6 +195,12 @@ class Engine:
             host.free[row] = [have + amount for have, amount in zip(host.free[row], amounts, strict=True)]
         self._unused.append(claim)
 
+    def extend(self, claim: int, until: int) -> None:
+        """Say anew when a claim is expected to end."""
+        if claim not in self._claims:
+            raise ValueError(f"there is no claim {claim}")
+        self._claims[claim].until = until
+
     def _claim(self, host: int, parts: list[tuple[int, tuple[int, ...]]], group: int, until: int) -> int:
         number = self._unused.pop() if self._unused else len(self._claims)
         self._claims[number] = Claim(host, parts, group, until)

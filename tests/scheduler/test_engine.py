@@ -65,7 +65,7 @@ def add_shape(pair, drawn):
     return number
 
 
-OPERATIONS = ["place"] * 6 + ["release"] * 3 + ["hold", "set_host", "remove_host", "misses", "copy", "set_group", "judge", "now"]
+OPERATIONS = ["place"] * 6 + ["release"] * 3 + ["extend", "hold", "set_host", "remove_host", "misses", "copy", "set_group", "judge", "now"]
 
 
 @settings(max_examples=1000, deadline=None)
@@ -95,6 +95,8 @@ def test_the_engine_does_what_the_reference_does(data):
                 claim = draw(st.sampled_from(sorted(claims)))
                 claims.remove(claim)
                 pair.release(claim)
+            case "extend" if claims:
+                pair.extend(draw(st.sampled_from(sorted(claims))), draw(st.sampled_from([0, 900, 3000])))
             case "hold" if present:
                 host = draw(st.sampled_from(sorted(present)))
                 rows = len(pair.free(host))
