@@ -185,7 +185,8 @@ class Fleet:
         They are tried in the order given, and once more the largest first.
         """
         answers: list[Placement | Refusal] = []
-        for order in (list(range(len(requests))), sorted(range(len(requests)), key=lambda i: self._size(requests[i].shape), reverse=True)):
+        as_given = list(range(len(requests)))
+        for order in (as_given, sorted(as_given, key=lambda i: self._size(requests[i].shape), reverse=True)):
             tried = [(i, self.place(requests[i])) for i in order]
             answers = [answer for _, answer in sorted(tried, key=lambda pair: pair[0])]
             if all(isinstance(answer, Placement) for answer in answers):

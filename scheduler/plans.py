@@ -196,4 +196,5 @@ def _size(fleet: Fleet, request: Request) -> int:
         for name, amount in group.amounts:
             asked[name] = asked.get(name, 0) + amount
     totals = fleet.totals()
-    return max((amount * 1_000_000 * len(fleet.hosts) // totals[name] for name, amount in asked.items() if totals.get(name)), default=0)
+    return max((amount * 1_000_000 * len(fleet.hosts) // totals[name] for name, amount in asked.items() if totals.get(name)),
+               default=0)

@@ -12,7 +12,7 @@ from scheduler.types import Inventory, Placement, Request, ServerGroup, Shape, a
 from tests.scheduler.test_fleet import check, fleets, requests, state
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(fleets(), requests(), st.data())
 def test_a_plan_comes_true_to_the_letter(fleet, wanted, data):
     for request in wanted[:-1]:
