@@ -163,18 +163,23 @@ cdef class Engine(State):
 
         Raises ValueError where an operation releases a later one.
         """
-        cdef Py_ssize_t n = shapes.shape[0], i, earlier, host, placed = 0, needed = 0
+        cdef Py_ssize_t n = shapes.shape[0], i, earlier, host, placed = 0, live = 0, needed = 0
         cdef timespec start, end
         cdef bint timed = nanoseconds is not None
+        cdef uint8_t[::1] released = bytearray(n)
         if groups.shape[0] != n or claims.shape[0] != n or hosts.shape[0] != n or (timed and nanoseconds.shape[0] != n):
             raise ValueError("the arrays disagree in length")
         for i in range(n):
             if shapes[i] >= 0:
                 self.shape_at(shapes[i])
                 self.check_group(groups[i])
-                needed += 1
+                live += 1
+                needed = max(needed, live)
             elif -1 - shapes[i] >= i or shapes[-1 - shapes[i]] < 0:
                 raise ValueError(f"operation {i} releases what is not placed before it")
+            elif not released[-1 - shapes[i]]:
+                released[-1 - shapes[i]] = 1
+                live -= 1
         self.room_for_claims(needed)
         self.shun(())
         with nogil:
