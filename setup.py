@@ -81,6 +81,8 @@ class BuildPy(build_py):
 
 
 KERNELS = [Extension("scheduler._engine", ["scheduler/_engine.pyx"], include_dirs=["scheduler"]),
+           Extension("scheduler._state", ["scheduler/_state.pyx"]),
+           Extension("scheduler._structs", ["scheduler/_structs.pyx"]),
            Extension("control.gateway._transcode", ["control/gateway/_transcode.pyx"])]
 for kernel in KERNELS:
     kernel.extra_compile_args = ["-O3", "-ffp-contract=off"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scheduler.reference import SHARE_BITS
-from scheduler.types import Choice, Fix, Placement, Refusal, Request, Scored, Shape, Term, amounts, thing
+from scheduler.types import Choice, Fix, Refusal, Request, Scored, Shape, Term, amounts, thing
 
 if TYPE_CHECKING:
     from scheduler.fleet import Fleet
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _GROUPED = {"anti-affinity": "holding members of the server group", "affinity": "without the server group's members"}
 
 #: Relaxations in the order in which they are given up together where none alone is enough: what the user cares for least first.
-CONSTRAINTS = ("hosts to avoid", "the server group", "the host asked for", "the zone", "the aggregates", "the traits", "the NUMA and device groups")
+CONSTRAINTS = ("hosts to avoid", "the server group", "the host asked for", "the zone", "the aggregates", "the traits",
+               "the NUMA and device groups")
 
 
 def refusal(fleet: "Fleet", request: Request, *, fixes: bool = True) -> Refusal:
@@ -47,11 +48,10 @@ def choice(fleet: "Fleet", request: Request, host: int) -> Choice:
     """Why a request goes to a host, which must be the best one of the fleet as it is."""
     shape, group, only, avoid = fleet.numbered(request)
     found = fleet.engine.misses(shape, group, only, avoid)
-    refused = found.not_asked + found.avoided + sum(found.codes) + found.grouped + sum(found.lacking) + found.unassigned
     second, runner_up = fleet.engine.place(shape, group, only, [*avoid, host], request.until)
     if second >= 0:
         fleet.engine.release(second)
-    return Choice(request.shape.policy, found.hosts - refused, _scored(fleet, shape, host),
+    return Choice(request.shape.policy, found.taking, _scored(fleet, shape, host),
                   _scored(fleet, shape, runner_up) if second >= 0 else None)
 
 

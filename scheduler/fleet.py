@@ -71,6 +71,7 @@ class Fleet:
         self._requests: dict[str, Request] = {}               # of consumers whose claims do not tell it
         self._claim_shapes: list[int] = []                    # by claim number
         self._claim_groups: dict[str, str] = {}               # by consumer
+        self._totals: dict[str, int] | None = None
         self._shape_room = MOST_SHAPES
         self.shapes: list[Shape] = []
         self.reasons: list[list[str]] = []                    # by shape and code
@@ -108,6 +109,7 @@ class Fleet:
         if number == len(self.names):
             self.names.append("")
         self.names[number], self.numbers[host.name], self.hosts[host.name] = host.name, number, host
+        self._totals = None
 
     def _keep_rows(self, host: Host, number: int) -> None:
         """Rows are numbers below: what is held moves along with its row when rows come and go."""
@@ -138,6 +140,7 @@ class Fleet:
         number = self.numbers.pop(name)
         del self.hosts[name]
         self.names[number] = ""
+        self._totals = None
         self._free_numbers.append(number)
 
     def set_group(self, group: ServerGroup) -> None:
@@ -185,7 +188,8 @@ class Fleet:
         They are tried in the order given, and once more the largest first.
         """
         answers: list[Placement | Refusal] = []
-        for order in (list(range(len(requests))), sorted(range(len(requests)), key=lambda i: self._size(requests[i].shape), reverse=True)):
+        as_given = list(range(len(requests)))
+        for order in (as_given, sorted(as_given, key=lambda i: self._size(requests[i].shape), reverse=True)):
             tried = [(i, self.place(requests[i])) for i in order]
             answers = [answer for _, answer in sorted(tried, key=lambda pair: pair[0])]
             if all(isinstance(answer, Placement) for answer in answers):
@@ -252,10 +256,16 @@ class Fleet:
         wish = replace(request, avoid=request.avoid | {host}, only=request.only if only is None else frozenset(only))
         answer = self.place(wish)
         if isinstance(answer, Placement):
-            self._keep(request, self.claims[consumer])
+            self.remember(request)
             return replace(answer, request=request)
         self.hold(request, host, held)
         return answer
+
+    def remember(self, request: Request) -> None:
+        """Say anew what a consumer was placed for, wherever it is: its group stays what it was."""
+        self._requests.pop(request.id, None)
+        if request.only is not None or request.avoid or request.until:
+            self._requests[request.id] = request
 
     # Looking
 
@@ -293,6 +303,15 @@ class Fleet:
             for name, inventory in row.inventories:
                 totals[name] = totals.get(name, 0) + inventory.capacity
         return totals
+
+    def totals(self) -> dict[str, int]:
+        """What may be claimed of all hosts together, by class."""
+        if self._totals is None:
+            self._totals = {}
+            for host in self.hosts:
+                for name, amount in self.capacity(host).items():
+                    self._totals[name] = self._totals.get(name, 0) + amount
+        return self._totals
 
     def numbered(self, request: Request) -> tuple[int, int, list[int] | None, list[int]]:
         """A request in the engine's numbers: shape, group, only, avoid. Raises ValueError for a group that is not there."""
@@ -378,14 +397,9 @@ class Fleet:
             self._claim_shapes.append(0)
         self.claims[request.id] = claim
         self._consumers[claim], self._claim_shapes[claim] = request.id, shape
-        self._keep(request, claim)
-
-    def _keep(self, request: Request, claim: int) -> None:
-        self._requests.pop(request.id, None)
         if request.group:
             self._claim_groups[request.id] = request.group
-        if request.only is not None or request.avoid or request.until:
-            self._requests[request.id] = request
+        self.remember(request)
 
     # Growing
 

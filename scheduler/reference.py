@@ -128,7 +128,8 @@ class Engine:
                   policy: int, weights: Sequence[int]) -> int:
         """A shape's number. `parts` is (parts, resources), 0 to MOST; `weights` (resources,), 0 to 100. See Shape."""
         check_shape(parts, groups, subtrees, policy, weights, self.resources)
-        self._shapes.append(Shape(tuple(map(tuple, parts)), groups, bool(isolate), tuple(map(tuple, subtrees)), policy, tuple(weights)))
+        self._shapes.append(Shape(tuple(map(tuple, parts)), groups, bool(isolate), tuple(map(tuple, subtrees)), policy,
+                                  tuple(weights)))
         self._codes.append(b"")
         self._row_codes.append([b""] * len(parts))
         return len(self._shapes) - 1
@@ -194,6 +195,12 @@ class Engine:
         for row, amounts in given.parts:
             host.free[row] = [have + amount for have, amount in zip(host.free[row], amounts, strict=True)]
         self._unused.append(claim)
+
+    def extend(self, claim: int, until: int) -> None:
+        """Say anew when a claim is expected to end."""
+        if claim not in self._claims:
+            raise ValueError(f"there is no claim {claim}")
+        self._claims[claim].until = until
 
     def _claim(self, host: int, parts: list[tuple[int, tuple[int, ...]]], group: int, until: int) -> int:
         number = self._unused.pop() if self._unused else len(self._claims)
@@ -410,6 +417,12 @@ class Misses:
     unassigned: int = 0
     nearest: int = -1
     lacks: list[int] = field(default_factory=list)
+
+    @property
+    def taking(self) -> int:
+        """How many hosts would take it."""
+        return (self.hosts - self.not_asked - self.avoided - sum(self.codes) - self.grouped - sum(self.lacking)
+                - self.unassigned)
 
 
 def check_host(host: int, signature: int, capacity: Sequence[Sequence[int]], row_signatures: Sequence[int],

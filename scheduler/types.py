@@ -2,7 +2,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from scheduler.reference import ANTI_AFFINITY, AFFINITY, FIRST, MOST, PACK, SOFT_AFFINITY, SOFT_ANTI_AFFINITY, SPREAD
+from scheduler.reference import AFFINITY, ANTI_AFFINITY, FIRST, MOST, PACK, SOFT_AFFINITY, SOFT_ANTI_AFFINITY, SPREAD
 
 POLICIES = {"pack": PACK, "spread": SPREAD, "first": FIRST}
 GROUP_POLICIES = {"anti-affinity": ANTI_AFFINITY, "affinity": AFFINITY, "soft-anti-affinity": SOFT_ANTI_AFFINITY,
@@ -40,7 +40,7 @@ class Inventory:
 
     def __post_init__(self) -> None:
         if not (0 <= self.total <= MOST and 0 <= self.reserved <= MOST and 1 <= self.min_unit <= MOST
-                and 1 <= self.max_unit and 1 <= self.step_size and 0 < self.allocation_ratio <= 1e6):
+                and self.max_unit >= 1 and self.step_size >= 1 and 0 < self.allocation_ratio <= 1e6):
             raise ValueError("an inventory's amount is outside 0 to 2**40, or its ratio not above 0")
 
     @property

@@ -65,7 +65,8 @@ def add_shape(pair, drawn):
     return number
 
 
-OPERATIONS = ["place"] * 6 + ["release"] * 3 + ["hold", "set_host", "remove_host", "misses", "copy", "set_group", "judge", "now"]
+OPERATIONS = ["place"] * 6 + ["release"] * 3 + [
+    "extend", "hold", "set_host", "remove_host", "misses", "copy", "set_group", "judge", "now"]
 
 
 @settings(max_examples=1000, deadline=None)
@@ -81,11 +82,12 @@ def test_the_engine_does_what_the_reference_does(data):
     for group in range(3):
         pair.set_group(group, draw(GROUP_POLICIES), draw(st.integers(1, 2)))
     some_hosts = st.lists(st.integers(0, 7), max_size=4)
+    perhaps_hosts = st.one_of(st.none(), some_hosts)
     for _ in range(draw(st.integers(1, 14))):
         match draw(st.sampled_from(OPERATIONS)):
             case "place":
                 claim, host = pair.place(
-                    draw(st.sampled_from(kinds)), draw(st.integers(-1, 2)), draw(st.one_of(st.none(), some_hosts)), draw(some_hosts),
+                    draw(st.sampled_from(kinds)), draw(st.integers(-1, 2)), draw(perhaps_hosts), draw(some_hosts),
                     draw(st.sampled_from([0, 0, 1, 1024, 1025, 4096])))
                 if claim >= 0:
                     claims.add(claim)
@@ -95,10 +97,13 @@ def test_the_engine_does_what_the_reference_does(data):
                 claim = draw(st.sampled_from(sorted(claims)))
                 claims.remove(claim)
                 pair.release(claim)
+            case "extend" if claims:
+                pair.extend(draw(st.sampled_from(sorted(claims))), draw(st.sampled_from([0, 900, 3000])))
             case "hold" if present:
                 host = draw(st.sampled_from(sorted(present)))
                 rows = len(pair.free(host))
-                parts = draw(st.lists(st.tuples(st.integers(0, rows - 1), st.tuples(*[small] * resources)), min_size=1, max_size=2))
+                part = st.tuples(st.integers(0, rows - 1), st.tuples(*[small] * resources))
+                parts = draw(st.lists(part, min_size=1, max_size=2))
                 claims.add(pair.hold(host, parts, draw(st.integers(-1, 2)), draw(st.sampled_from([0, 1500]))))
             case "set_host":
                 host = draw(st.integers(0, 7))
@@ -109,10 +114,14 @@ def test_the_engine_does_what_the_reference_does(data):
                 if pair.remove_host(host) is None:
                     present.remove(host)
             case "misses":
-                found = pair.misses(draw(st.sampled_from(kinds)), draw(st.integers(-1, 2)), draw(st.one_of(st.none(), some_hosts)),
-                                    draw(some_hosts))
-                refused = found.not_asked + found.avoided + sum(found.codes) + found.grouped + sum(found.lacking) + found.unassigned
-                assert refused <= found.hosts == len(present)
+                kind, group, only, avoid = (draw(some) for some in (st.sampled_from(kinds), st.integers(-1, 2), perhaps_hosts,
+                                                                    some_hosts))
+                found = pair.misses(kind, group, only, avoid)
+                assert found.hosts == len(present)
+                claim, _ = pair.place(kind, group, only, avoid)
+                assert (claim >= 0) == (found.taking > 0)
+                if claim >= 0:
+                    pair.release(claim)
             case "copy":
                 pair = pair.copy()
             case "set_group":
@@ -205,9 +214,9 @@ class TestMany:
 
     @pytest.mark.parametrize("operations", [[-1], [0, -3], [0, -1, -2]])
     def test_a_replay_that_releases_what_is_not_placed_before_is_refused(self, operations):
-        n = len(operations)
+        groups, claims, hosts = (np.full(len(operations), -1, np.int32) for _ in range(3))
         with pytest.raises(ValueError, match="not placed before"):
-            self.engine().replay(np.array(operations, np.int32), np.full(n, -1, np.int32), np.empty(n, np.int32), np.empty(n, np.int32))
+            self.engine().replay(np.array(operations, np.int32), groups, claims, hosts)
 
     def test_what_is_so_already_is_held_even_where_it_does_not_fit(self):
         engine, claims = self.engine(capacity=1, hosts=1), np.empty(2, np.int32)
