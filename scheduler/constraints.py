@@ -6,7 +6,7 @@ function of a shape and a signature that answers with its reason, or "" to let t
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from scheduler.types import Amounts, Group, Host, Row, Shape, thing
+from scheduler.types import MOST, UNITS, Amounts, Group, Host, Row, Shape, thing
 
 Bounds = tuple[tuple[str, int, int, int], ...]         # class, min_unit, max_unit, step_size
 
@@ -30,8 +30,10 @@ Filter = Callable[[Shape, HostSignature], str]
 
 
 def row_signature(row: Row) -> RowSignature:
-    return RowSignature(row.traits, tuple((name, inventory.min_unit, inventory.max_unit, inventory.step_size)
-                                          for name, inventory in row.inventories))
+    """A bound that only says what the capacity says too is none, so that hosts of different sizes have one signature."""
+    return RowSignature(row.traits, tuple((
+        name, inventory.min_unit, inventory.max_unit if inventory.max_unit < inventory.capacity else MOST, inventory.step_size)
+        for name, inventory in row.inventories))
 
 
 def host_signature(host: Host) -> HostSignature:
@@ -86,6 +88,8 @@ def bounds_verdict(amounts: Amounts, row: RowSignature) -> str:
         if name not in bounds:
             return f"without {thing(name)}"
         least, most, step = bounds[name]
-        if not least <= amount <= most or amount % step:
-            return f"that give no {amount} {name} at once"
+        if amount > most:
+            return f"that give one consumer at most {most} {UNITS.get(name, name)}"
+        if amount < least or amount % step:
+            return f"that give {UNITS.get(name, name)} from {least} up in steps of {step}"
     return ""

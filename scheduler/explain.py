@@ -136,10 +136,13 @@ def _lowered(fleet: "Fleet", request: Request, drop: tuple[str, ...]) -> Fix | N
     eased = relaxed(request, Fix(drop))
     if eased.shape.groups:
         return None
-    near = refusal(fleet, eased, fixes=False)
-    if not near.lacks:
+    most = fleet.most_at_once()
+    lower = {name: most[name] for name, amount in eased.shape.amounts if amount > most.get(name, amount)}
+    eased = relaxed(eased, Fix(lower=amounts(lower)))
+    if not _fits(fleet, eased, Fix()):
+        asked = dict(eased.shape.amounts)
+        lower |= {name: asked[name] - lack for name, lack in refusal(fleet, eased, fixes=False).lacks.items()}
+    if not lower or min(lower.values()) <= 0:
         return None
-    asked = dict(eased.shape.amounts)
-    fix = Fix(drop, amounts({name: max(asked[name] - lack, 0) for name, lack in near.lacks.items()}))
-    zeroed = [name for name, lack in near.lacks.items() if asked[name] <= lack]
-    return fix if not zeroed and _fits(fleet, request, fix) else None
+    fix = Fix(drop, amounts(lower))
+    return fix if _fits(fleet, request, fix) else None

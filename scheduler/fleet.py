@@ -16,6 +16,7 @@ from scheduler.types import (
     GROUP_POLICIES,
     POLICIES,
     Amounts,
+    Group,
     Held,
     Host,
     Inventory,
@@ -72,6 +73,7 @@ class Fleet:
         self._claim_shapes: list[int] = []                    # by claim number
         self._claim_groups: dict[str, str] = {}               # by consumer
         self._totals: dict[str, int] | None = None
+        self._most: dict[str, int] | None = None
         self._shape_room = MOST_SHAPES
         self.shapes: list[Shape] = []
         self.reasons: list[list[str]] = []                    # by shape and code
@@ -109,7 +111,7 @@ class Fleet:
         if number == len(self.names):
             self.names.append("")
         self.names[number], self.numbers[host.name], self.hosts[host.name] = host.name, number, host
-        self._totals = None
+        self._totals = self._most = None
 
     def _keep_rows(self, host: Host, number: int) -> None:
         """Rows are numbers below: what is held moves along with its row when rows come and go."""
@@ -140,7 +142,7 @@ class Fleet:
         number = self.numbers.pop(name)
         del self.hosts[name]
         self.names[number] = ""
-        self._totals = None
+        self._totals = self._most = None
         self._free_numbers.append(number)
 
     def set_group(self, group: ServerGroup) -> None:
@@ -313,6 +315,17 @@ class Fleet:
                     self._totals[name] = self._totals.get(name, 0) + amount
         return self._totals
 
+    def most_at_once(self) -> dict[str, int]:
+        """The largest amount of each class that any row would give one consumer, had it all free."""
+        if self._most is None:
+            self._most = {}
+            for host in self.hosts.values():
+                for row in host.rows:
+                    for name, inventory in row.inventories:
+                        most = min(inventory.max_unit, inventory.capacity)
+                        self._most[name] = max(self._most.get(name, 0), most - most % inventory.step_size)
+        return self._most
+
     def numbered(self, request: Request) -> tuple[int, int, list[int] | None, list[int]]:
         """A request in the engine's numbers: shape, group, only, avoid. Raises ValueError for a group that is not there."""
         if request.group and request.group not in self.group_numbers:
@@ -332,15 +345,14 @@ class Fleet:
         return number
 
     def _add_shape(self, shape: Shape) -> int:
-        singles = [((name, amount),) for name, amount in shape.amounts]
-        parts = [self._vector(group.amounts) for group in shape.groups] + [self._vector(single) for single in singles]
-        number = self.engine.add_shape(parts or [self._vector(())], len(shape.groups), shape.isolate, shape.subtrees,
+        parts = [self._vector(part.amounts if isinstance(part, Group) else part) for part in _parts(shape)]
+        number = self.engine.add_shape(parts, len(shape.groups), shape.isolate, shape.subtrees,
                                        POLICIES[shape.policy], self.weights(shape))
         self.shapes.append(shape)
         self.reasons.append([""])
         self._shape_numbers[shape] = number
         self.engine.judge(number, bytes(self._code(number, signature) for signature in self._signatures))
-        for part, asked in enumerate([*shape.groups, *singles] or [()]):
+        for part, asked in enumerate(_parts(shape)):
             self.engine.judge_rows(number, part, bytes(not row_takes(asked, signature) for signature in self._row_signatures))
         return number
 
@@ -374,7 +386,7 @@ class Fleet:
         if signature not in self._row_signatures:
             self._row_signatures[signature] = len(self._row_signatures)
             for number, shape in enumerate(self.shapes):
-                for part, asked in enumerate([*shape.groups, *(((name, amount),) for name, amount in shape.amounts)] or [()]):
+                for part, asked in enumerate(_parts(shape)):
                     self.engine.judge_rows(number, part, bytes(not row_takes(asked, one) for one in self._row_signatures))
         return self._row_signatures[signature]
 
@@ -421,6 +433,11 @@ class Fleet:
         for request, name, parts in held:
             self.hold(request, name, parts)
         self._shape_room = max(MOST_SHAPES, 2 * len(self.shapes))
+
+
+def _parts(shape: Shape) -> list[Group | Amounts]:
+    """What one row each must serve: the groups, then the other amounts, a class each; at least one."""
+    return [*shape.groups, *(((name, amount),) for name, amount in shape.amounts)] or [()]
 
 
 def single_row(name: str, inventories: Mapping[str, Inventory], **more: Any) -> Host:

@@ -92,7 +92,8 @@ def balance(fleet: Fleet, *, most_moves: int, threshold_ppm: int = 100_000) -> P
 
     Each step moves, from the fullest host that it helps, the consumer that leaves the fuller of both hosts least full.
     """
-    twin, moves = fleet.copy(), []
+    twin = fleet.copy()
+    moves: list[Move] = []
     where = {consumer: twin.host_of(consumer) for consumer in twin.claims}
     while len(moves) < most_moves:
         loads = {name: load_ppm(twin, name) for name, host in twin.hosts.items() if not host.closed}
@@ -110,7 +111,8 @@ def balance(fleet: Fleet, *, most_moves: int, threshold_ppm: int = 100_000) -> P
 
 def consolidate(fleet: Fleet, *, most_moves: int) -> Plan:
     """Empty as many hosts as the limit of moves allows, those with the fewest consumers first; none is opened for it."""
-    twin, moves = fleet.copy(), []
+    twin = fleet.copy()
+    moves: list[Move] = []
     where = {consumer: twin.host_of(consumer) for consumer in twin.claims}
     candidates = sorted((name for name in twin.hosts if twin.on(name)), key=lambda name: (len(twin.on(name)), name))
     received: set[str] = set()
@@ -152,7 +154,7 @@ def _move_together(fleet: Fleet, moves: Sequence[Move]) -> None:
     before = {move.consumer: (fleet.host_of(move.consumer), fleet.held(move.consumer)) for move in moves}
     for move in moves:
         fleet.release(move.consumer)
-    done = []
+    done: list[str] = []
     for move in moves:
         answer = fleet.place(replace(requests[move.consumer], only=frozenset([move.target])))
         if isinstance(answer, Refusal):

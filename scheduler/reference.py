@@ -295,7 +295,7 @@ class Engine:
     def _best(self, shape: int, group: int, only: Sequence[int] | None, avoid: frozenset[int], until: int) -> int:
         counts = self._members(group)
         policy = self._groups[group][0] if group >= 0 else -1
-        best, least = -1, ()
+        best, least = -1, (0, 0, 0)
         for host in sorted(self._hosts if only is None else self._hosts.keys() & set(only)):
             if host in avoid or self._group_forbids(group, counts, host) or (score := self.score(shape, host)) < 0:
                 continue

@@ -47,5 +47,7 @@ class Demands:
     def group_of(self, server_id: str) -> ServerGroup | None:
         """The group of a server; None for one without, and for what is no server."""
         server = self._database.get(model.SERVER, server_id)
-        group = self._database.get(model.SERVER_GROUP, server.server_group) if server is not None and server.server_group else None
+        if server is None or not server.server_group:
+            return None
+        group = self._database.get(model.SERVER_GROUP, server.server_group)
         return ServerGroup(group.id, group.policy, group.max_server_per_host or 1) if group is not None else None

@@ -76,9 +76,8 @@ class LiveFleet:
         self._forget_changes()
         self._names, self._homes = {}, {}
         records = sorted(self._cache.all(HOST), key=lambda record: record.name)
-        hosts = [host for record in records if (host := self._host(record)) is not None]
         self._names = {record.id: record.name for record in records}
-        self._fleet = Fleet(hosts)
+        self._fleet = Fleet(filter(None, map(self._host, records)))
         simple: list[tuple[str, str, tuple[tuple[str, int], ...], str]] = []
         for allocation in self._cache.all(ALLOCATION):
             parts = self._parts(allocation)
@@ -97,9 +96,8 @@ class LiveFleet:
         roots = {root: self._names.get(root, "") for root in self._roots}
         names = self._hosts | {name for name in roots.values() if name}
         consumers = set(self._consumers)
-        for record in self._cache.all(HOST) if any(not name for name in roots.values()) else ():
-            if record.id in roots:
-                names.add(record.name)
+        if not all(roots.values()):
+            names |= {record.name for record in self._cache.all(HOST) if record.id in roots}
         self._forget_changes()
         for name in sorted(names):
             record = self._cache.get(HOST, name)
@@ -137,7 +135,7 @@ class LiveFleet:
             self._fleet.release(name)
 
     def _hold(self, consumer: str, parts: dict[str, list[Held]], group: str) -> None:
-        homes = []
+        homes: list[str] = []
         for host, held in parts.items():
             name = f"{consumer}@{host}" if homes else consumer
             self._fleet.hold(Request(name, ANY, group if not homes else ""), host, held)

@@ -196,7 +196,7 @@ class TestWords:
                               (asks(aggregates=(frozenset({"ssd"}),)), "outside the aggregates asked for")]:
             assert fleet.place(Request("s", shape)).ruled_out == {reason: 1}
         fleet.set_host(single_row("a", {"VCPU": Inventory(8, max_unit=2), "MEMORY_MB": Inventory(4096)}))
-        assert fleet.place(Request("s", asks(vcpus=4))).ruled_out == {"that give no 4 VCPU at once": 1}
+        assert fleet.place(Request("s", asks(vcpus=4))).ruled_out == {"that give one consumer at most 2 vCPU": 1}
 
     def test_a_full_anti_affinity_group_is_named(self):
         fleet = Fleet([HOST], groups=[ServerGroup("g", "anti-affinity")])
