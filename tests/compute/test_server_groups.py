@@ -234,7 +234,8 @@ async def test_hints_that_cannot_be_kept_are_refused_before_anything_is_made():
     async with world() as cloud:
         theirs = await make(cloud.client("other"))
         for hints in ({"query": ["=", "$x", 1]}, {"build_near_host_ip": "192.0.2.1"}, {"different_cell": "c"},
-                      {"different_host": "gone"}, {"same_host": [theirs]}, {"same_host": []}, {"different_host": [1]}, {"different_host": {"a": "b"}},
+                      {"different_host": "gone"}, {"same_host": [theirs]}, {"same_host": []},
+                      {"different_host": [1]}, {"different_host": {"a": "b"}},
                       {"different_host": [f"s{index}" for index in range(101)]}, {"brume:lifetime": 0},
                       {"brume:lifetime": "soon"}, {"brume:lifetime": 1.5}, {"group": ["a", "b"]}):
             reply = await cloud.client()("POST", "/servers", json_body={
