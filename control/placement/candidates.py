@@ -266,7 +266,7 @@ class _Search:
                 of_provider[name] = of_provider.get(name, 0) + amount
         for suffixes in self._request.same_subtrees:
             uuids = {uuid for suffix in suffixes for uuid in mappings.get(suffix, ())}
-            if not any(all(self._forest.below_or_same(uuid, top) for uuid in uuids) for top in uuids):
+            if uuids and not any(all(self._forest.below_or_same(uuid, top) for uuid in uuids) for top in uuids):
                 return None
         if not self._request.nested and len({self._forest.nodes[uuid].root for uuid in amounts}) < len(amounts):
             return None

@@ -11,6 +11,7 @@ import requests
 
 from control.gateway.app import Gateway
 from control.gateway.server import listen, serve
+from control.identity import service as identity
 from control.kernel import fleet
 from control.kernel.caller import Caller
 from control.kernel.database import Database
@@ -75,13 +76,18 @@ class Client(requests.Session):
             "project_id": "p", "user_id": "u", "consumer_generation": generation, "consumer_type": "INSTANCE"})
 
 
-class Cloud:
-    """One replica with a placement service, in a thread of its own."""
+PASSWORD = "s3cret-s3cret"
 
-    def __init__(self) -> None:
+
+class Cloud:
+    """One replica with a placement service, in a thread of its own; with identity, too, tokens and catalog are the real ones."""
+
+    def __init__(self, has_identity: bool = False) -> None:
+        self._has_identity = has_identity
         self._started = threading.Event()
         self._listener = listen("127.0.0.1", 0)
-        self.url = "http://{}:{}/placement".format(*self._listener.getsockname())
+        self.root = "http://{}:{}".format(*self._listener.getsockname())
+        self.url = f"{self.root}/placement"
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._thread.start()
         assert self._started.wait(10)
@@ -89,13 +95,21 @@ class Cloud:
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self.database = Database(MemoryStore(), fleet.KINDS)
-        dispatcher = Dispatcher(Tokens())
+        self.database = Database(MemoryStore(), (*fleet.KINDS, *identity.KINDS))
+        authenticator = identity.TokenAuthenticator(self.database) if self._has_identity else Tokens()
+        dispatcher = Dispatcher(authenticator)
+        if self._has_identity:
+            for servicer, descriptor in identity.servicers(self.database, authenticator, identity.Passwords()):
+                dispatcher.add(servicer, descriptor)
         for servicer, descriptor in service.servicers(self.database):
             dispatcher.add(servicer, descriptor)
         tasks = [asyncio.create_task(work) for work in (
             self.database.cache.run(), serve(Gateway(dispatcher), "127.0.0.1", 0, listener=self._listener))]
         await self.database.cache.ready.wait()
+        if self._has_identity:
+            await identity.bootstrap(
+                self.database, admin_password=PASSWORD, demo_password=PASSWORD, public_url=self.root,
+                endpoints=[("identity", "keystone", "/v3"), ("placement", "placement", "/placement")])
         self._started.set()
         await self._stop.wait()
         for task in tasks:
