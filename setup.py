@@ -80,7 +80,9 @@ class BuildPy(build_py):
         super().run()
 
 
-KERNELS = [Extension("scheduler._pack", ["scheduler/_pack.pyx"]),
+KERNELS = [Extension("scheduler._engine", ["scheduler/_engine.pyx"], include_dirs=["scheduler"]),
+           Extension("scheduler._state", ["scheduler/_state.pyx"]),
+           Extension("scheduler._structs", ["scheduler/_structs.pyx"]),
            Extension("control.gateway._transcode", ["control/gateway/_transcode.pyx"])]
 for kernel in KERNELS:
     kernel.extra_compile_args = ["-O3", "-ffp-contract=off"]

@@ -35,6 +35,8 @@ from control.kernel.policy import PolicyFile
 from control.kernel.store import Guard
 from control.network import service as network
 from control.placement import service as placement
+from control.placement.host_providers import HostProviders
+from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
 from protos.internal.v1 import hosts_pb2
 
@@ -58,12 +60,13 @@ class Replica:
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
-        self.placer = FleetPlacer(
-            ratios={"vcpus": config.cpu_allocation_ratio, "ram_mib": config.ram_allocation_ratio,
-                    "disk_gib": config.disk_allocation_ratio},
-            reserved={"vcpus": 0, "ram_mib": config.reserved_ram_mib, "disk_gib": 0}, policy=config.placement_policy)
+        self.settings = compute.Settings(policy=config.placement_policy)
+        self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database, self.settings)))
         self.hosts = Hosts(
-            self.database, images=self.images,
+            self.database, images=self.images, inventories=HostProviders(
+                ratios={fleet.VCPU: config.cpu_allocation_ratio, fleet.MEMORY_MB: config.ram_allocation_ratio,
+                        fleet.DISK_GB: config.disk_allocation_ratio},
+                reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
             projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)])
         self.dispatcher = rpc.Dispatcher(self.authenticator)
@@ -82,9 +85,9 @@ class Replica:
                                   providers=self.providers)
         return [*asking.asking(own, self.database, self.directories),
                 *self.images.servicers(),
-                *compute.servicers(self.database, self.ports, self.images, self.hosts),
+                *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
-                *placement.servicers(self.database, self.placer)]
+                *placement.servicers(self.database)]
 
     async def bootstrap(self) -> None:
         """Make what a new cloud needs: its first users, its catalog, its public network."""
@@ -102,7 +105,8 @@ class Replica:
     async def lead(self, fence: Guard) -> None:
         """The work of one replica at a time."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(compute.Reconciler(self.database, self.ports, self.placer, [fence]).controller().run())
+            servers = compute.Reconciler(self.database, self.ports, self.placer, [fence], settings=self.settings)
+            group.create_task(servers.controller().run())
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))

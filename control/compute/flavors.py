@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Value
 
-from control.compute import limits
+from control.compute import limits, specs
 from control.compute.model import FLAVOR, FLAVOR_NAME
 from control.kernel import clock, listing
 from control.kernel.caller import Caller
@@ -252,13 +252,16 @@ def _spec_text(key: str, value: Value) -> str:
                                              f"not {key[:80]!r}.")
     match value.WhichOneof("kind"):
         case "string_value":
-            return limits.text(value.string_value, f"extra_specs.{key}")
+            text = limits.text(value.string_value, f"extra_specs.{key}")
         case "number_value":
             number = value.number_value
-            return str(int(number) if number.is_integer() else number)
+            text = str(int(number) if number.is_integer() else number)
         case "bool_value":
-            return str(value.bool_value)
-    raise Invalid("compute.flavor.spec", f"extra_specs.{key}: expected a string, a number or a boolean.")
+            text = str(value.bool_value)
+        case _:
+            raise Invalid("compute.flavor.spec", f"extra_specs.{key}: expected a string, a number or a boolean.")
+    specs.check(key, text)
+    return text
 
 
 def _description(flavor: FlavorRecord) -> str | None:

@@ -10,7 +10,7 @@ import uuid
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import Struct, Value
 
-from control.compute import limits
+from control.compute import aggregates, limits
 from control.compute.model import SERVER
 from control.kernel import clock, fleet, listing
 from control.kernel.database import Database, Transaction
@@ -37,9 +37,12 @@ class Hosts:
 
     async def ListZones(self, request: pb.ListZonesRequest, call: Call) -> pb.ListZonesResponse:
         hosts = self._hosts()
-        zones = sorted({fleet.DEFAULT_ZONE, *map(fleet.zone_of, hosts)})
-        return pb.ListZonesResponse(zones=[pb.Zone(name=zone, state=pb.ZoneState(available=_available(hosts, zone)))
-                                           for zone in zones])
+        zones = {fleet.DEFAULT_ZONE: False}
+        for host in hosts:
+            zone = fleet.zone_of(self._database, host)
+            zones[zone] = zones.get(zone, False) or (host.up and not host.disabled)
+        return pb.ListZonesResponse(zones=[pb.Zone(name=name, state=pb.ZoneState(available=available))
+                                           for name, available in sorted(zones.items())])
 
     async def ListZonesDetail(self, request: pb.ListZonesRequest, call: Call) -> pb.ListZonesResponse:
         answer = await self.ListZones(request, call)
@@ -48,7 +51,7 @@ class Hosts:
             zone.hosts.update({host.name: {"nova-compute": {
                 "available": not host.disabled, "active": host.up,
                 "updated_at": host.updated_at.ToDatetime().isoformat(timespec="microseconds")}}
-                for host in self._hosts() if fleet.zone_of(host) == zone.name})
+                for host in self._hosts() if fleet.zone_of(self._database, host) == zone.name})
         internal = answer.zones.add(name="internal", state=pb.ZoneState(available=True))
         internal.hosts.update({self._replica: {
             binary: {"available": True, "active": True, "updated_at": now} for binary in OWN_BINARIES}})
@@ -98,8 +101,8 @@ class Hosts:
 
     def _hypervisor(self, host: HostRecord, call: Call, with_servers: bool) -> pb.Hypervisor:
         have = host.inventory
-        claims = self._database.cache.by(fleet.CLAIM, "host", host.name)
-        vcpus, ram, disk = (sum(getattr(claim, name) for claim in claims) for name in ("vcpus", "ram_mib", "disk_gib"))
+        usage = self._database.get(fleet.USAGE, host.id)
+        vcpus, ram, disk = (usage.used.get(name, 0) if usage is not None else 0 for name in fleet.HOST_CLASSES)
         return pb.Hypervisor(
             id=_id(host.id, call), hypervisor_hostname=host.name, state=_state(host), status=_status(host),
             servers=self._servers(host) if with_servers else (), hypervisor_type=have.hypervisor_type,
@@ -115,10 +118,16 @@ class Hosts:
     async def ListServices(self, request: pb.ListServicesRequest, call: Call) -> pb.ListServicesResponse:
         own = [pb.Service(id=_id(_service_id(binary, self._replica), call), binary=binary, host=self._replica, zone="internal",
                           status="enabled", state="up", updated_at=clock.now()) for binary in OWN_BINARIES]
-        services = own + [_service(host, call) for host in self._hosts()]
+        services = own + [self._service(host, call) for host in self._hosts()]
         return pb.ListServicesResponse(services=[
             service for service in services
             if request.host in ("", service.host) and request.binary in ("", service.binary)])
+
+    def _service(self, host: HostRecord, call: Call) -> pb.Service:
+        return pb.Service(
+            id=_id(_service_id("nova-compute", host.name), call), binary="nova-compute", host=host.name,
+            zone=fleet.zone_of(self._database, host), status=_status(host), state=_state(host),
+            updated_at=host.updated_at if host.HasField("updated_at") else None, disabled_reason=host.disabled_reason or None)
 
     async def UpdateService(self, request: pb.UpdateServiceRequest, call: Call) -> pb.ServiceResponse:
         if request.forced_down:
@@ -130,19 +139,22 @@ class Hosts:
         host = self._host_of_service(request.service_id)
         if request.HasField("status"):
             host = await self._switch(host.name, request.status == "disabled", request.disabled_reason)
-        return pb.ServiceResponse(service=_service(host, call))
+        return pb.ServiceResponse(service=self._service(host, call))
 
     async def DeleteService(self, request: pb.DeleteServiceRequest, call: Call) -> Empty:
         name = self._host_of_service(request.service_id).name
 
         def decide(tx: Transaction) -> None:
-            if tx.require(fleet.HOST, name).up:
+            host = tx.require(fleet.HOST, name)
+            if host.up:
                 raise Conflict("compute.service.up", f"Host {name} is up: stop its agent first.")
-            left = [server.id for server in tx.rows(SERVER, "host", name) if not server.desired.deleted]
+            servers = tx.rows(SERVER, "host", name)
+            left = [server.id for server in servers if not server.desired.deleted]
             if left:
                 raise Conflict("compute.service.servers", f"Host {name} has {len(left)} servers, {left[0]} among them: delete "
                                                           "them first.")
-            tx.delete(fleet.HOST, name)
+            aggregates.forget(tx, name)
+            fleet.delete_host(tx, host, leaving={server.id for server in servers})
 
         await self._database.transact(decide)
         return Empty()
@@ -186,15 +198,8 @@ class Hosts:
 
     # What there is none of
 
-    async def ListAggregates(self, request: pb.ListAggregatesRequest, call: Call) -> pb.ListAggregatesResponse:
-        return pb.ListAggregatesResponse()
-
     async def ListExtensions(self, request: pb.ListExtensionsRequest, call: Call) -> pb.ListExtensionsResponse:
         return pb.ListExtensionsResponse()
-
-
-def _available(hosts: list[HostRecord], zone: str) -> bool:
-    return any(fleet.zone_of(host) == zone and host.up and not host.disabled for host in hosts)
 
 
 def _state(host: HostRecord) -> str:
@@ -227,10 +232,3 @@ def _cpu_info(host: HostRecord, call: Call) -> Value:
     fields = Struct()
     fields.update(info)
     return Value(struct_value=fields)
-
-
-def _service(host: HostRecord, call: Call) -> pb.Service:
-    return pb.Service(
-        id=_id(_service_id("nova-compute", host.name), call), binary="nova-compute", host=host.name, zone=fleet.zone_of(host),
-        status=_status(host), state=_state(host), updated_at=host.updated_at if host.HasField("updated_at") else None,
-        disabled_reason=host.disabled_reason or None)

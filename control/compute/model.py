@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.kernel.cache import Kind
 from control.kernel.errors import Conflict
+from protos.compute.v1.placement_decisions_pb2 import PlacementDecision
 from protos.compute.v1.records_pb2 import (
     ActionRecord,
     FlavorName,
@@ -17,19 +18,23 @@ from protos.compute.v1.records_pb2 import (
     KeyPairRecord,
     SeenServer,
     ServerFault,
+    ServerGroupRecord,
     ServerRecord,
 )
 from protos.internal.v1.hosts_pb2 import HostServer, ObservedServer
 
 SERVER = Kind("/compute/servers/", ServerRecord, indexes={
-    "project": lambda server: (server.project_id,), "host": lambda server: (server.host,)})
+    "project": lambda server: (server.project_id,), "host": lambda server: (server.host,),
+    "group": lambda server: (server.server_group,) if server.server_group else ()})
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
               indexes={"server": lambda action: (action.server_id,)})
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)
 FLAVOR_NAME = Kind("/compute/flavor-names/", FlavorName, id_of=lambda name: (name.name,))
 KEYPAIR = Kind("/compute/keypairs/", KeyPairRecord, id_of=lambda pair: (pair.user_id, pair.name),
                indexes={"user": lambda pair: (pair.user_id,)})
-KINDS = (SERVER, ACTION, FLAVOR, FLAVOR_NAME, KEYPAIR)
+SERVER_GROUP = Kind("/compute/server-groups/", ServerGroupRecord, indexes={"project": lambda group: (group.project_id,)})
+DECISION = Kind("/compute/decisions/", PlacementDecision, id_of=lambda decision: (decision.server_id,))
+KINDS = (SERVER, ACTION, FLAVOR, FLAVOR_NAME, KEYPAIR, SERVER_GROUP, DECISION)
 
 #: The service's name in quota ledgers; key pairs are counted in a ledger of each user.
 QUOTA, USER_QUOTA = "compute", "compute.user"

@@ -1,7 +1,7 @@
 """What compute asks of other services inside its own decisions. main.py passes the real ones in.
 
-A verb that takes a transaction reads and writes through it, so that a server, its ports, its claim and its quota charge are
-one commit.
+A verb that takes a transaction reads and writes through it, so that a server, its ports, its allocation and its quota charge
+are one commit.
 """
 from collections.abc import Sequence
 from typing import Protocol
@@ -51,13 +51,19 @@ class Ports(Protocol):
 
 
 class Placer(Protocol):
-    """Placement: chooses hosts from the present state and keeps the claims."""
+    """Placement: chooses hosts from the present state and keeps the allocations."""
 
     def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
-        """A host for each, in order, each seeing the claims of those before it, and claim it in the transaction."""
+        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction.
+
+        The commit is refused if a host that was taken goes meanwhile, or an aggregate changes.
+        """
+
+    def dry_run(self, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
+        """What `place` would answer, from the cache as it is now. Nothing is allocated."""
 
     def release(self, transaction: Transaction, server_id: str) -> None:
-        """Give a server's claim back; nothing where it has none."""
+        """Give back what a server holds; nothing where it holds nothing."""
 
 
 class Images(Protocol):

@@ -8,10 +8,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Value
 
-from control.compute import limits, model
+from control.compute import access, hints, limits, model
+from control.compute.demand import Settings
 from control.compute.neighbours import Images, PortRequest, Ports
+from control.compute.wanted import wanted as wanted_place
 from control.kernel import fleet
 from control.kernel.caller import Caller
 from control.kernel.database import Database
@@ -21,11 +23,8 @@ from protos.compute.v1.servers_pb2 import CreateServerRequest, NewServer
 from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.hosts_pb2 import BootImage
 
-#: Hints that would have to be obeyed and cannot be: better refused than passed over.
-HINTS_REFUSED = ("group", "same_host", "different_host", "query", "build_near_host_ip", "different_cell")
-
-#: Properties of an image that a host acts on.
-HOST_PROPERTIES = ("hw_", "os_type", "os_distro", "os_command_line", "img_")
+#: Properties of an image that a host acts on, or that say which host may.
+HOST_PROPERTIES = ("hw_", "os_type", "os_distro", "os_command_line", "img_", "trait:")
 
 
 @dataclass(frozen=True)
@@ -54,23 +53,23 @@ class Draft:
 
 
 def draft(request: CreateServerRequest, caller: Caller, database: Database, images: Images, ports: Ports,
-          metadata_limit: int) -> Draft:
+          settings: Settings) -> Draft:
     """Check a create request. Raises Invalid, NotFound, Denied, Conflict or Exhausted where it cannot be carried out."""
     new = request.server
     if not caller.project_id:
         raise Invalid("compute.server.project", "A server belongs to a project: use a token that is scoped to one.")
-    for hints in (request.hints, request.older_hints):
-        _check_hints(hints)
+    group, scheduler_hints = hints.read(request, caller, database)
     least, most = _counts(new)
     flavor = flavor_for(database, caller, new.flavor)
     server = ServerRecord(
         project_id=caller.project_id, user_id=caller.user_id, name=limits.name(new.name, "server"),
         hostname=limits.hostname(new.hostname) if new.HasField("hostname") else "",
         image=boot_image(images, caller, _image_id(new), flavor), flavor=flavor,
-        metadata=limits.metadata(new.metadata, metadata_limit), tags=limits.tags(new.tags), user_data=_user_data(new),
+        metadata=limits.metadata(new.metadata, access.limit(database, caller.project_id, "metadata_items")),
+        tags=limits.tags(new.tags), user_data=_user_data(new),
         config_drive=new.config_drive, disk_config=limits.disk_config(new.disk_config),
         access_ip_v4=limits.address(new.access_ip_v4, 4), access_ip_v6=limits.address(new.access_ip_v6, 6),
-        reservation_id=f"r-{secrets.token_hex(4)}")
+        reservation_id=f"r-{secrets.token_hex(4)}", server_group=group, hints=scheduler_hints)
     if new.HasField("description"):
         server.description = limits.text(new.description, "description")
     if new.HasField("key_name") and new.key_name:
@@ -80,6 +79,7 @@ def draft(request: CreateServerRequest, caller: Caller, database: Database, imag
         server.key.name, server.key.type, server.key.data = pair.name, pair.type, pair.public_key
     _refuse_unsupported(new)
     _set_place(server, new, caller, database)
+    wanted_place(database, server, settings)             # refused here rather than when it is placed
     wanted = port_requests(new.networks) if new.HasField("networks") else None
     if wanted is None:
         wanted = ports.automatic(caller)
@@ -210,13 +210,6 @@ def _user_data(new: NewServer) -> bytes:
         raise Invalid("compute.server.user_data", "user_data must be base64.") from error
 
 
-def _check_hints(hints: Struct) -> None:
-    for hint in HINTS_REFUSED:
-        if hint in hints:
-            raise Invalid("compute.server.hints", f"The scheduler hint {hint!r} cannot be kept here yet, so the server was "
-                                                  "not made: leave the hint out.")
-
-
 def _refuse_unsupported(new: NewServer) -> None:
     if new.personality:
         raise Invalid("compute.server.personality", "Files cannot be injected into servers: use user_data.")
@@ -226,13 +219,19 @@ def _refuse_unsupported(new: NewServer) -> None:
 
 def _set_place(server: ServerRecord, new: NewServer, caller: Caller, database: Database) -> None:
     """Note zone and host that were asked for. Raises Invalid for unknown ones, Denied for a host that a user names."""
-    zone, _, host = new.availability_zone.partition(":")
-    host = host.split(":")[0] or new.host or new.hypervisor_hostname
-    hosts = database.cache.all(fleet.HOST)
-    if host and not caller.is_admin:
+    zone, *forced = new.availability_zone.split(":")
+    if len(forced) > 2:
+        raise Invalid("compute.server.availability_zone", "availability_zone is ZONE or ZONE:HOST:NODE, not "
+                                                          f"{new.availability_zone[:80]!r}.")
+    named = {name for name in (*forced, new.host, new.hypervisor_hostname) if name}
+    known = {record.name: fleet.zone_of(database, record) for record in database.rows(fleet.HOST)}
+    if named and not caller.is_admin:
         raise Denied("compute.server.host", "Only an admin may choose the host of a server: leave it out.")
-    if host and not any(record.name == host for record in hosts):
-        raise Invalid("compute.server.host", f"Compute host {host[:80]!r} could not be found.")
-    if zone and zone not in {fleet.DEFAULT_ZONE, *map(fleet.zone_of, hosts)}:
+    if missing := sorted(named - known.keys()):
+        raise Invalid("compute.server.host", f"Compute host {missing[0][:80]!r} could not be found.")
+    if len(named) > 1:
+        raise Invalid("compute.server.host", f"A server is on one host, not on {' and '.join(sorted(named))}: a host is its own "
+                                             "node.")
+    if zone and zone not in {fleet.DEFAULT_ZONE, *known.values()}:
         raise Invalid("compute.server.availability_zone", f"The requested availability zone {zone[:80]!r} is not available.")
-    server.availability_zone, server.forced_host = zone, host
+    server.availability_zone, server.forced_host = zone, next(iter(named), "")

@@ -45,7 +45,7 @@ class Projection:
         host = self._database.get(fleet.HOST, server.host)
         return GuestData(
             uuid=server.id, name=server.name, hostname=server.hostname, project_id=server.project_id,
-            availability_zone=fleet.zone_of(host) if host is not None else server.availability_zone,
+            availability_zone=fleet.zone_of(self._database, host) if host is not None else server.availability_zone,
             launch_index=server.launch_index, metadata=server.metadata, user_data=server.user_data,
             keys=[server.key] if server.HasField("key") else [], instance_type=server.flavor.name,
             reservation_id=server.reservation_id, security_groups="\n".join(self._ports.security_groups(server.id)),

@@ -91,7 +91,8 @@ class Quotas:
             instances_max=most["instances"], cores_max=most["cores"], ram_max=most["ram"],
             server_metadata_max=most["metadata_items"], key_pairs_max=most["key_pairs"], server_groups_max=most["server_groups"],
             server_group_members_max=most["server_group_members"], instances_used=used.get("instances", 0),
-            cores_used=used.get("cores", 0), ram_used=used.get("ram", 0), image_metadata_max=most["metadata_items"],
+            cores_used=used.get("cores", 0), ram_used=used.get("ram", 0),
+            server_groups_used=used.get("server_groups", 0), image_metadata_max=most["metadata_items"],
             personality_max=most["injected_files"], personality_size_max=most["injected_file_content_bytes"],
             floating_ips_max=-1, security_groups_max=-1, security_group_rules_max=-1)))
 

@@ -1,4 +1,4 @@
-"""The one way that a server's record goes: with its ports, its claim and its quota charge, in one commit.
+"""The one way that a server's record goes: with its ports, its allocation and its quota charge, in one commit.
 
 Its history stays behind for a moment; the reconciler takes what belongs to no server.
 """
@@ -15,4 +15,5 @@ def remove(tx: Transaction, server: ServerRecord, ports: Ports, placer: Placer) 
     placer.release(tx, server.id)
     quota.charge(tx, model.QUOTA, server.project_id, model.DEFAULT_QUOTAS,
                  **{name: -amount for name, amount in model.charge_of(server).items()})
+    tx.delete(model.DECISION, server.id)
     tx.delete(model.SERVER, server.id)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from control.compute import access, history, limits, model, query
+from control.compute import history, limits, model, query, server_groups
 from control.compute.access import find_server
+from control.compute.demand import Settings
 from control.compute.model import SERVER
 from control.compute.neighbours import Console, Images, Ports
 from control.compute.new_server import Draft, draft
@@ -20,7 +21,7 @@ from control.compute.view import Views
 from control.kernel import clock, quota
 from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Conflict, Denied, Error, Invalid
+from control.kernel.errors import Conflict, Denied, Error, Exhausted, Invalid
 from control.kernel.rpc import Call
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS
 from protos.compute.v1 import servers_pb2 as pb
@@ -33,18 +34,18 @@ MAX_LINES = 100_000
 class Servers:
     """Servicer of compute.v1.Servers."""
 
-    def __init__(self, database: Database, ports: Ports, images: Images, console: Console):
+    def __init__(self, database: Database, ports: Ports, images: Images, console: Console, settings: Settings):
         self._database = database
         self._ports = ports
         self._images = images
         self._console = console
+        self._settings = settings
         self._views = Views(database, ports)
 
     # Making and unmaking
 
     async def CreateServer(self, request: pb.CreateServerRequest, call: Call) -> pb.CreateServerResponse:
-        plan = draft(request, call.caller, self._database, self._images, self._ports,
-                     access.limit(self._database, call.caller.project_id, "metadata_items"))
+        plan = draft(request, call.caller, self._database, self._images, self._ports, self._settings)
         servers = await self._create(plan, call)
         if request.server.return_reservation_id:
             return pb.CreateServerResponse(reservation_id=plan.server.reservation_id)
@@ -74,6 +75,12 @@ class Servers:
         """As many of the servers that are still to be made as quota and one commit hold; [] when there are no more."""
         done = plan.most - len(ids)
         count = min(len(ids), self._room(tx, plan))
+        if plan.server.server_group:
+            most = server_groups.room(tx, plan.server.server_group, plan.server.project_id)
+            count = count if most == quota.UNLIMITED else min(count, most)
+            if done + count < plan.least and most != quota.UNLIMITED and most < plan.least - done:
+                raise Exhausted("quota.compute", f"Quota exceeded, too many servers in group: {most} more may be in it, "
+                                                 f"{plan.least - done} were asked for.")
         if done + count < plan.least:
             quota.charge(tx, model.QUOTA, plan.server.project_id, model.DEFAULT_QUOTAS,
                          **{name: amount * (plan.least - done) for name, amount in model.charge_of(plan.server).items()})

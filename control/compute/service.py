@@ -2,30 +2,51 @@
 from google.protobuf.descriptor import ServiceDescriptor
 
 from control.compute import model
+from control.compute.aggregates import Aggregates
+from control.compute.decisions import PlacementDecisions
+from control.compute.demand import Settings
 from control.compute.flavors import Flavors
 from control.compute.history import InstanceActions
 from control.compute.hosts import Hosts
 from control.compute.keypairs import KeyPairs
-from control.compute.neighbours import Console, Images, Ports
+from control.compute.neighbours import Console, Images, Placer, Ports
 from control.compute.observer import Observer
 from control.compute.parts import ServerParts
 from control.compute.projection import Projection
 from control.compute.quotas import Quotas, bootstrap
 from control.compute.reconciler import Reconciler
+from control.compute.server_groups import ServerGroups
 from control.compute.servers import Servers
+from control.compute.wanted import Demands
 from control.kernel.database import Database
-from protos.compute.v1 import actions_pb2, flavors_pb2, hosts_pb2, keypairs_pb2, quotas_pb2, server_parts_pb2, servers_pb2
+from protos.compute.v1 import (
+    actions_pb2,
+    aggregates_pb2,
+    flavors_pb2,
+    hosts_pb2,
+    keypairs_pb2,
+    placement_decisions_pb2,
+    quotas_pb2,
+    server_groups_pb2,
+    server_parts_pb2,
+    servers_pb2,
+)
 
-__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers"]
 
 KINDS = model.KINDS
 
 
-def servicers(database: Database, ports: Ports, images: Images, console: Console,
-              replica: str = "") -> list[tuple[object, ServiceDescriptor]]:
+def servicers(database: Database, ports: Ports, images: Images, console: Console, placer: Placer, replica: str = "",
+              settings: Settings | None = None) -> list[tuple[object, ServiceDescriptor]]:
     """What the dispatcher shall serve. `replica` names this one in lists of services; "": this machine's name."""
+    settings = settings or Settings()
     return [
-        (Servers(database, ports, images, console), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
+        (Servers(database, ports, images, console, settings), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
+        (PlacementDecisions(database, ports, images, placer, settings),
+         placement_decisions_pb2.DESCRIPTOR.services_by_name["PlacementDecisions"]),
+        (ServerGroups(database), server_groups_pb2.DESCRIPTOR.services_by_name["ServerGroups"]),
+        (Aggregates(database), aggregates_pb2.DESCRIPTOR.services_by_name["Aggregates"]),
         (ServerParts(database, ports), server_parts_pb2.DESCRIPTOR.services_by_name["ServerParts"]),
         (InstanceActions(database), actions_pb2.DESCRIPTOR.services_by_name["InstanceActions"]),
         (Flavors(database), flavors_pb2.DESCRIPTOR.services_by_name["Flavors"]),

@@ -44,7 +44,12 @@ class Views:
     def zone(self, server: ServerRecord) -> str:
         """The zone of a server's host; without a host the one it asked for."""
         host = self._database.get(fleet.HOST, server.host) if server.host else None
-        return fleet.zone_of(host) if host is not None else server.availability_zone
+        return fleet.zone_of(self._database, host) if host is not None else server.availability_zone
+
+    def _groups(self, server: ServerRecord) -> list[str]:
+        """The group that a server is in, while there is that group."""
+        group = self._database.get(model.SERVER_GROUP, server.server_group) if server.server_group else None
+        return [group.id] if group is not None else []
 
     def server(self, server: ServerRecord, call: Call) -> pb.Server:
         """Everything that the caller may see of a server."""
@@ -61,7 +66,7 @@ class Views:
             task_state=state.task_state or None, vm_state=state.vm_state, power_state=state.power_state, locked=server.locked,
             locked_reason=server.locked_reason or None, tags=server.tags,
             description=server.description if server.HasField("description") else None,
-            pinned_availability_zone=server.availability_zone or None)
+            pinned_availability_zone=server.availability_zone or None, server_groups=self._groups(server))
         if state.status in _PROGRESSING:
             view.progress = 0
         if server.HasField("fault"):

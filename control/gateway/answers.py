@@ -1,7 +1,9 @@
 """From a response message to status, headers and body, as one rule says."""
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -15,6 +17,9 @@ from control.gateway.links import page_links, segment
 from control.kernel.naming import field_name
 from control.kernel.rpc import Call, Method
 from protos.brume.v1 import options_pb2
+
+#: The hidden field that says when what an answer shows was changed last.
+LAST_MODIFIED = "last_modified"
 
 #: What may not stand in a header's value: it would end the header.
 _BREAKS = str.maketrans({"\r": " ", "\n": " ", "\0": " "})
@@ -35,6 +40,9 @@ class Answering:
     def __init__(self, method: Method, api: Api, verb: str, response_body: str, rest: options_pb2.Rest, encoders: Encoders):
         descriptor: Descriptor = method.descriptor.output_type
         self._api = api
+        self._verb = verb
+        self._body_since = number(rest.body_since)
+        self._has_time = LAST_MODIFIED in descriptor.fields_by_name
         self._is_empty = descriptor.full_name == "google.protobuf.Empty"
         self.success = rest.status or (204 if self._is_empty else 200)
         self.status_since = sorted((number(since), status) for since, status in rest.status_since.items())
@@ -113,19 +121,25 @@ class Answering:
           path, query: the request's, as the client wrote them; links to pages are made of them.
         """
         answer = Answer(self.status(call, context), self.headers(message, context))
+        changed = getattr(message, LAST_MODIFIED) if self._has_time and message.HasField(LAST_MODIFIED) else None
+        bare = answer.status == 204 or not self.has_body or context.version < self._body_since
+        if context.version >= self._api.dated_since and (self._verb == "GET" or changed is not None or not bare):
+            moment = changed.seconds if changed is not None else time.time()
+            answer.headers += [("Last-Modified", formatdate(moment, usegmt=True)), ("Cache-Control", "no-cache")]
         if answer.status == 204:
+            return answer
+        if bare:
+            answer.body = b""
             return answer
         if self.data_field:
             data = getattr(message, self.data_field)
             answer.body = data.encode() if isinstance(data, str) else data
-        elif self._encode is not None:
+        else:
+            assert self._encode is not None
             if self.rows:
                 marker = getattr(message, NEXT_MARKER) if self._has_marker else ""
                 context.extra = page_links(self._api.family, self.rows, marker, path, query, context)
             answer.body = encode(message, self._encode, context)
-        else:
-            answer.body = b""
-            return answer
         self.add_type(answer.headers)
         return answer
 

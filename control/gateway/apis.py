@@ -34,6 +34,7 @@ class Api:
     endpoint: str
     versions: tuple[options_pb2.Api.Version, ...]
     aliases: dict[str, str] = field(default_factory=dict)
+    dated_since: int = EVERYTHING + 1     # the microversion from which answers say when what they show was changed
 
     def prefix_of(self, path: str) -> str:
         """The version's part of a path below the mount: "/v2.1" of "/v2.1/servers"; the endpoint's path where it has none."""
@@ -54,7 +55,7 @@ def api_of(service: ServiceDescriptor) -> Api:
     if options is None:
         raise LookupError(f"{service.full_name}: neither {service.file.name} nor api.proto beside it has (brume.v1.api)")
     return Api(options.family, options.type, options.name, options.mount.rstrip("/"), options.endpoint.rstrip("/"),
-               tuple(options.versions), dict(options.aliases))
+               tuple(options.versions), dict(options.aliases), number(options.dated_since) or EVERYTHING + 1)
 
 
 def field_options(field: FieldDescriptor) -> options_pb2.Field:

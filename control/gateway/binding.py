@@ -33,6 +33,7 @@ class Binding:
         taken = {chain[0].name for chain in self.path if len(chain) == 1}
         self.headers = [(header.lower(), field) for field in descriptor.fields if (header := field_options(field).header)]
         self._has_mask = MASK in descriptor.fields_by_name
+        self._strict_query = rest.strict_query
         self._consumes = frozenset(media.lower() for media in rest.consumes)
         self._action = rest.action
         self.body = body
@@ -143,6 +144,8 @@ class Binding:
             if bound is None:
                 if self.rest_of_query is not None and key:
                     getattr(message, self.rest_of_query.name).add(key=key, values=values)
+                elif self._strict_query:
+                    raise Invalid(f"query.{key}", f"Additional properties are not allowed ({key!r} was unexpected)")
                 continue
             chain, since, until = bound
             if not since <= context.version <= until:

@@ -79,6 +79,7 @@ class Fields:
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.flatten: Entry | None = None
+        self.required: list[tuple[str, int, bool]] = []      # key, microversion since when, whether null will do
 
     def fill(self, message: Message, value: Any, context: Context) -> None:
         """Set a message's fields from a JSON object. Raises Wrong."""
@@ -99,6 +100,9 @@ class Fields:
                 entry.set(message, item, context)
             except Wrong as wrong:
                 raise wrong.within(key)  # noqa: B904 - the same error, with its path
+        for key, since, nullable in self.required:
+            if context.version >= since and value.get(key) is None and not (nullable and key in value):
+                raise Wrong(f"{key!r} is a required property")
 
     def names(self, value: dict[str, Any]) -> list[str]:
         """The proto names of the fields that an object has keys for, nulls included, each once."""
@@ -139,6 +143,8 @@ class Decoders:
                 table.flatten = entry
             else:
                 table.entries[field_name(field)] = entry
+                if options.required_since:
+                    table.required.append((field_name(field), number(options.required_since), options.nullable))
 
     def setter(self, field: FieldDescriptor) -> Set:
         """The function that sets one field of a message from its JSON value, which is not null."""

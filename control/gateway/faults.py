@@ -99,7 +99,9 @@ def _glance_page(status: int, text: str) -> bytes:
 
 
 def _placement(status: int, error: Error, request_id: str) -> dict[str, Any]:
-    code = "placement.concurrent_update" if isinstance(error, Stale) else "placement.undefined_code"
+    code = error.reason if error.reason.startswith("placement.") else "placement.undefined_code"
+    if isinstance(error, Stale):
+        code = "placement.concurrent_update"
     return {"errors": [{"status": status, "title": title_of(status), "detail": str(error), "code": code,
                         "request_id": request_id}]}
 

@@ -253,7 +253,8 @@ def _relations(api: Api, written: Iterable[tuple[Api, Method, str, str, http_pb2
     for owner, method, verb, path, _ in written:
         parts = path.removeprefix(api.prefix_of(path)).split("/")[1:]
         if owner is api and verb == "GET" and len(parts) == 3 and parts[1].startswith("{") and not parts[2].startswith("{"):
-            found.setdefault(parts[0], []).append(Relation(parts[2], number(rest_options(method.descriptor).since)))
+            rest = rest_options(method.descriptor)
+            found.setdefault(parts[0], []).append(Relation(parts[2], number(rest.linked_since or rest.since)))
     return found
 
 

@@ -94,9 +94,11 @@ class Schemas:
             name, schema, text = field_name(field), self.field(field, kind), comment(field)
             if text.startswith("Output only"):
                 schema["readOnly"] = True
-            if kind == CREATE and text.startswith("Required") and not field_options(field).since:
+            options = field_options(field)
+            always = options.required_since == "1.0"
+            if always or (kind == CREATE and text.startswith("Required") and not options.since):
                 required.append(name)
-                properties[name] = schema
+                properties[name] = or_null(schema) if always and options.nullable else schema
             else:
                 properties[name] = or_null(schema)
         return _object(properties, required, others, description)

@@ -3,6 +3,8 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
 from control.kernel.cache import Change
+from control.kernel.database import Transaction
+from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer
 
 
@@ -24,6 +26,16 @@ class Observer(Protocol):
     async def observed_port(self, host: str, port: ObservedPort) -> None: ...
 
     async def gone(self, host: str, gone: Gone) -> None: ...
+
+
+class Inventories(Protocol):
+    """Where what hosts have to give is written down, in the commit that writes the host."""
+
+    def new_id(self, transaction: Transaction, name: str) -> str:
+        """The id of a host that was not there before. Raises Conflict where its name is taken."""
+
+    def refresh(self, transaction: Transaction, host: HostRecord) -> None:
+        """Take over what a host's inventory says."""
 
 
 class ImageBytes(Protocol):

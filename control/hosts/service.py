@@ -7,10 +7,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import uuid
 from collections.abc import AsyncIterator, Sequence
 
-from control.hosts.neighbours import ImageBytes, Observer, Projection
+from control.hosts.neighbours import ImageBytes, Inventories, Observer, Projection
 from control.kernel import clock, fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database, Transaction
@@ -57,11 +56,13 @@ class Session:
 class Hosts:
     """The servicer of internal.v1.Hosts, and the way to ask an agent something (neighbours.Console of compute)."""
 
-    def __init__(self, database: Database, projections: Sequence[Projection], observers: Sequence[Observer], images: ImageBytes):
+    def __init__(self, database: Database, projections: Sequence[Projection], observers: Sequence[Observer], images: ImageBytes,
+                 inventories: Inventories):
         self._db = database
         self._projections = projections
         self._observers = observers
         self._images = images
+        self._inventories = inventories
         self._sessions: dict[str, Session] = {}
         self._query_ids = itertools.count(1)
 
@@ -73,7 +74,7 @@ class Hosts:
         if older := self._sessions.get(hello.host):
             older.close("a newer stream of the same host took over")
         self._sessions[hello.host] = session
-        await self._db.transact(lambda tx: _write_up(tx, hello))
+        await self._db.transact(lambda tx: _write_up(tx, hello, self._inventories))
         log.info("host %s: attached (%s)", hello.host, hello.inventory.hypervisor_type)
         reader = asyncio.create_task(self._read(session, requests))
         try:
@@ -209,16 +210,17 @@ class Hosts:
             session.answers.pop(query.id, None)
 
 
-def _write_up(transaction: Transaction, hello: pb.Hello) -> None:
+def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventories) -> None:
     host = transaction.get(fleet.HOST, hello.host)
     if host and host.up and host.inventory == hello.inventory:
         return
     if host is None:
-        host = HostRecord(name=hello.host, id=str(uuid.uuid4()), created_at=clock.now())
+        host = HostRecord(name=hello.host, id=inventories.new_id(transaction, hello.host), created_at=clock.now())
     host.inventory.CopyFrom(hello.inventory)
     host.up = True
     host.updated_at.CopyFrom(clock.now())
     transaction.put(fleet.HOST, host)
+    inventories.refresh(transaction, host)
 
 
 def _write_down(transaction: Transaction, name: str) -> None:

@@ -119,6 +119,10 @@ class Database:
             raise missing(kind, *parts)
         return message
 
+    def rows(self, kind: Kind[M], index: str | None = None, value: str = "") -> list[M]:
+        """The cached messages (do not change them) of a kind: all, or those under an index value."""
+        return self.cache.all(kind) if index is None else self.cache.by(kind, index, value)
+
     async def transact(self, decide: Callable[[Transaction], T], *, guards: Sequence[Guard] = (), serial: str = "") -> T:
         """Run `decide` on a snapshot and commit what it wrote; its answer, once this replica's reads show the commit.
 

@@ -33,6 +33,7 @@ NAMED = {
     "public": "@",
     "authenticated": "@",
     "admin": "role:admin",
+    "admin_or_service": "rule:admin or role:service",
     "member": "rule:admin or (role:member and not project_id:None)",
     "reader": "rule:member or (role:reader and not project_id:None)",
     "system_reader": "rule:admin or (role:reader and system_scope:all)",

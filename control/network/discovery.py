@@ -77,13 +77,14 @@ class Discovery:
         raise absent("extension", request.alias)
 
     async def ListAgents(self, request: pb.ListAgentsRequest, call: Call) -> pb.ListAgentsResponse:
-        agents = [_agent(host) for host in sorted(self._database.cache.all(fleet.HOST), key=lambda host: host.name)]
+        hosts = sorted(self._database.cache.all(fleet.HOST), key=lambda host: host.name)
+        agents = [_agent(self._database, host) for host in hosts]
         return pb.ListAgentsResponse(agents=select(agents, request.filters))
 
     async def ShowAgent(self, request: pb.ShowAgentRequest, call: Call) -> pb.ShowAgentResponse:
         for host in self._database.cache.all(fleet.HOST):
             if host.id == request.id:
-                return pb.ShowAgentResponse(agent=_agent(host))
+                return pb.ShowAgentResponse(agent=_agent(self._database, host))
         raise absent("agent", request.id)
 
     async def ListAvailabilityZones(
@@ -91,7 +92,8 @@ class Discovery:
     ) -> pb.ListAvailabilityZonesResponse:
         up: dict[str, bool] = {}
         for host in self._database.cache.all(fleet.HOST):
-            up[fleet.zone_of(host)] = host.up or up.get(fleet.zone_of(host), False)
+            zone = fleet.zone_of(self._database, host)
+            up[zone] = host.up or up.get(zone, False)
         zones = [
             AvailabilityZone(name=name, resource=resource, state="available" if available else "unavailable")
             for name, available in sorted(up.items())
@@ -176,13 +178,13 @@ def _size(subnet: Subnet) -> int:
     )
 
 
-def _agent(host: HostRecord) -> Agent:
+def _agent(database: Database, host: HostRecord) -> Agent:
     agent = Agent(
         id=host.id,
         agent_type="Brume agent",
         binary="brume-agent",
         host=host.name,
-        availability_zone=fleet.zone_of(host),
+        availability_zone=fleet.zone_of(database, host),
         admin_state_up=not host.disabled,
         alive=host.up,
         description=host.inventory.notice,

@@ -1,6 +1,9 @@
-"""Placement: which host a server goes to, and what it holds there.
+"""Placement: what there is, what is allocated of it, and which host a server goes to.
 
-Nouns: hosts and claims, both in kernel.fleet (/fleet/hosts/<name>, /fleet/claims/<server id>).
-Invariant: claims on a host never add up to more than its inventory times the over-commit ratios; a claim is made in the
-commit that binds its server to the host, and given back in the commit that unbinds or deletes it.
+Nouns, all in kernel.fleet: providers (/fleet/providers/<uuid>, their names /fleet/provider-names/<name>) in trees, with
+inventories, traits and aggregates; allocations (/fleet/allocations/<consumer>); usages (/fleet/usages/<provider>); custom
+resource classes and traits (/fleet/resource-classes/<name>, /fleet/traits/<name>).
+Invariants: the usage of a provider is the sum of all allocations of it, at every revision (ledger.py is the only one who writes
+either); no allocation is made that takes a usage over capacity. A host's root provider has the host's id and name, and is written
+and deleted with the host. Every provider's root is its parent's, and no provider is below itself (trees.py).
 """

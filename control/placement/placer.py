@@ -1,67 +1,56 @@
-"""Chooses hosts for servers from the present state, and keeps the claims: the scheduler's door to the store.
+"""Chooses hosts for servers from the present state, and keeps what they hold: the scheduler's door to the store.
 
-The snapshot is taken inside the transaction, so a placement stands on the state that its commit is compared with.
+A placement stands on the revision that its commit is compared with: the usage of every provider that it takes something of.
 """
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from control.kernel import fleet
 from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
-from protos.internal.v1.fleet_pb2 import Claim, HostRecord
-from scheduler.planner import Snapshot
-from scheduler.types import Amounts, Host, Placement, Request
+from control.placement import ledger
+from control.placement.live import LiveFleet
+from scheduler.types import Placement, Refusal
 
-#: Over-commit where the configuration says nothing, as Nova has it.
-RATIOS: Mapping[str, float] = {"vcpus": 4.0, "ram_mib": 1.0, "disk_gib": 1.0}
-
-#: What is kept back of each host for itself.
-RESERVED: Mapping[str, int] = {"vcpus": 0, "ram_mib": 512, "disk_gib": 0}
+#: What a server is as a consumer.
+INSTANCE = "INSTANCE"
 
 
-@dataclass(frozen=True)
 class FleetPlacer:
     """Placement over kernel.fleet (control.compute.neighbours.Placer, by shape)."""
 
-    ratios: Mapping[str, float] = field(default_factory=lambda: RATIOS)
-    reserved: Mapping[str, int] = field(default_factory=lambda: RESERVED)
-    policy: str = "spread"
+    def __init__(self, live: LiveFleet):
+        self._live = live
 
     def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
-        """A host for each, in order, each seeing the claims of those before it; claimed in the transaction."""
-        snapshot = Snapshot(self.host(host, transaction.rows(fleet.CLAIM, "host", host.name))
-                            for host in transaction.rows(fleet.HOST))
-        requests = [Request(need.server_id, (need.vcpus, need.ram_mib, need.disk_gib), need.zone, need.host, self.policy)
-                    for need in wanted]
-        decisions: list[Placed | Refused] = []
-        for need, decision in zip(wanted, snapshot.plan(requests), strict=True):
-            if isinstance(decision, Placement):
-                transaction.put(fleet.CLAIM, Claim(
-                    server_id=need.server_id, host=decision.host, vcpus=need.vcpus, ram_mib=need.ram_mib,
-                    disk_gib=need.disk_gib, project_id=need.project_id))
-                transaction.guard_exists(fleet.HOST, decision.host)
-                decisions.append(Placed(decision.host))
-            else:
-                decisions.append(Refused(decision.reason()))
-        return decisions
+        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction."""
+        answers = self._answers(wanted)
+        fleet.guard_aggregates(transaction)
+        for need, answer in zip(wanted, answers, strict=True):
+            if isinstance(answer, Placement):
+                ledger.replace(transaction, [ledger.allocation(
+                    need.request.id, need.project_id, need.user_id, INSTANCE,
+                    {part.row: dict(part.amounts) for part in answer.held if part.amounts})], checked=False)
+                transaction.guard_exists(fleet.HOST, answer.host)
+        return list(map(_said, answers))
+
+    def dry_run(self, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
+        """What `place` would answer. Nothing is allocated."""
+        return list(map(_said, self._answers(wanted)))
 
     def release(self, transaction: Transaction, server_id: str) -> None:
-        """Give a server's claim back; nothing where it has none."""
-        transaction.delete(fleet.CLAIM, server_id)
+        """Give back what a server holds; nothing where it holds nothing."""
+        ledger.release(transaction, server_id)
 
-    def host(self, record: HostRecord, claims: Sequence[Claim]) -> Host:
-        """A host as the scheduler sees it."""
-        inventory = record.inventory
-        return Host(
-            record.name, capacity=self.capacity(record),
-            used=(sum(claim.vcpus for claim in claims), sum(claim.ram_mib for claim in claims),
-                  sum(claim.disk_gib for claim in claims)),
-            zone=inventory.availability_zone or fleet.DEFAULT_ZONE, open=record.up and not record.disabled,
-            closed_because="disabled" if record.disabled else "down")
+    def _answers(self, wanted: Sequence[Wanted]) -> list[Placement | Refusal]:
+        hosts = self._live.current()
+        for need in wanted:
+            if need.group is not None and hosts.groups.get(need.group.id) != need.group:
+                hosts.set_group(need.group)
+        return hosts.dry_run([need.request for need in wanted], explain=True)
 
-    def capacity(self, record: HostRecord) -> Amounts:
-        """What may be claimed of a host in all."""
-        total = {"vcpus": record.inventory.vcpus, "ram_mib": record.inventory.ram_mib, "disk_gib": record.inventory.disk_gib}
-        vcpus, ram, disk = (int(max(total[name] - self.reserved[name], 0) * self.ratios[name])
-                            for name in ("vcpus", "ram_mib", "disk_gib"))
-        return vcpus, ram, disk
+
+def _said(answer: Placement | Refusal) -> Placed | Refused:
+    if isinstance(answer, Refusal):
+        return Refused(answer)
+    assert answer.choice is not None, "it was asked to explain"
+    return Placed(answer.host, answer.choice)

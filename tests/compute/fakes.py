@@ -6,10 +6,11 @@ that a transaction that fails leaves none of it behind.
 import asyncio
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
-from control.compute.model import SERVER
+from control.compute.model import DECISION, SERVER, SERVER_GROUP
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
 from control.compute.projection import Projection
@@ -23,6 +24,8 @@ from control.kernel.database import Database, Transaction
 from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore, Store
+from control.placement.host_providers import HostProviders
+from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
 from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.fleet_pb2 import HostRecord
@@ -184,12 +187,14 @@ class World:
     def __init__(self, store: Store):
         self.store = store
         self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
-        self.ports, self.images, self.placer = FakePorts(self.database), FakeImages(), FleetPlacer()
+        self.ports, self.images = FakePorts(self.database), FakeImages()
+        self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database)))
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
         self.dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), "control-1"):
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
+                                                      "control-1"):
             self.dispatcher.add(servicer, descriptor)
         self.gateway = Gateway(self.dispatcher)
 
@@ -206,7 +211,12 @@ class World:
             architecture="x86_64", cpu_model="qemu64", address="192.0.2.1")
         record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{len(self.agents) + 1:012d}", up=up, updated_at=now(),
                             inventory=inventory)
-        await self.database.transact(lambda tx: tx.put(fleet.HOST, record))
+
+        def attach(tx: Transaction) -> None:
+            tx.put(fleet.HOST, record)
+            HostProviders().refresh(tx, record)
+
+        await self.database.transact(attach)
         self.agents[name] = Agent(self, name)
         return self.agents[name]
 
@@ -244,6 +254,9 @@ class World:
             mine["instances"] += 1
             mine["cores"] += server.flavor.vcpus
             mine["ram"] += server.flavor.ram_mib
+        for group in self.database.cache.all(SERVER_GROUP):
+            mine = used.setdefault(group.project_id, {})
+            mine["server_groups"] = mine.get("server_groups", 0) + 1
         for ledger in self.database.cache.all(quota.LEDGER):
             if ledger.service == "compute":
                 expected = used.pop(ledger.project_id, {})
@@ -252,8 +265,18 @@ class World:
         for port in self.database.cache.all(PORT):
             assert port.device_id in servers, "a port without its server"
             assert port.host == servers[port.device_id].host
-        claims = {claim.server_id: claim.host for claim in self.database.cache.all(fleet.CLAIM)}
-        assert claims == {server.id: server.host for server in servers.values() if server.host}
+        hosts = {host.name: host.id for host in self.database.cache.all(fleet.HOST)}
+        held = {each.consumer_uuid: list(each.providers) for each in self.database.cache.all(fleet.ALLOCATION)}
+        placed = {server.id: server for server in servers.values() if server.host}
+        assert held.keys() == placed.keys()
+        assert all(held[identifier] == [hosts[server.host]] for identifier, server in placed.items() if server.host in hosts)
+        recount: dict[str, Counter[str]] = {}
+        for each in self.database.cache.all(fleet.ALLOCATION):
+            for provider, amounts in each.providers.items():
+                recount.setdefault(provider, Counter()).update(amounts.resources)
+        for usage in self.database.cache.all(fleet.USAGE):
+            assert dict(usage.used) == recount.get(usage.provider_uuid, {})
+        assert {row.server_id for row in self.database.cache.all(DECISION)} <= set(servers), "a decision without its server"
 
 
 @contextlib.asynccontextmanager

@@ -40,7 +40,7 @@ async def test_servers_come_up_and_go_with_nothing_left(store):
             servers = (await client("GET", "/servers")).json["servers"]
             await asyncio.gather(*(client("DELETE", f"/servers/{server['id']}") for server in servers))
         await until(cloud, lambda: not cloud.database.cache.all(SERVER) and not cloud.database.cache.all(ACTION))
-        assert not cloud.database.cache.all(PORT) and not cloud.database.cache.all(fleet.CLAIM)
+        assert not cloud.database.cache.all(PORT) and not cloud.database.cache.all(fleet.ALLOCATION)
         cloud.check()
 
 

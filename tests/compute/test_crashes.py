@@ -48,7 +48,8 @@ async def story(cloud: World, store: MortalStore, crash: int | None, after: bool
     lost = await make(admin, "lost", availability_zone="nova:node-2")
     await cloud.reconciler()._place(lost)
     await admin("DELETE", f"/servers/{lost}")
-    await cloud.database.transact(lambda tx: tx.delete(fleet.HOST, "node-2"))
+    leaving = {server.id for server in cloud.database.cache.by(SERVER, "host", "node-2")}
+    await cloud.database.transact(lambda tx: fleet.delete_host(tx, tx.require(fleet.HOST, "node-2"), leaving))
 
     store.left, store.after = crash, after
     try:
@@ -63,7 +64,7 @@ async def story(cloud: World, store: MortalStore, crash: int | None, after: bool
     return {
         "states": sorted((server.name, cloud.database.require(SERVER, server.id).fault.message[:27], bool(server.host))
                          for server in cloud.database.cache.all(SERVER)),
-        "claims": len(cloud.database.cache.all(fleet.CLAIM)), "ports": len(cloud.database.cache.all(PORT)),
+        "allocations": len(cloud.database.cache.all(fleet.ALLOCATION)), "ports": len(cloud.database.cache.all(PORT)),
         "orphaned history": sum(cloud.database.get(SERVER, row.server_id) is None for row in cloud.database.cache.all(ACTION)),
         "open history": sum(not row.result for row in cloud.database.cache.all(ACTION))}
 
@@ -95,7 +96,7 @@ async def test_a_leader_whose_fence_fell_changes_nothing():
         await store.commit(Record("/election/servers", b"you"))
         with pytest.raises(Stale):
             await cloud.reconciler(fence=[Guard.created("/election/servers", revision)]).reconcile(server_id)
-        assert not cloud.database.get(SERVER, server_id).host and not cloud.database.cache.all(fleet.CLAIM)
+        assert not cloud.database.get(SERVER, server_id).host and not cloud.database.cache.all(fleet.ALLOCATION)
 
 
 @settings(max_examples=25, deadline=None)

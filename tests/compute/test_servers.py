@@ -56,7 +56,7 @@ async def test_a_server_is_built_stopped_started_rebooted_and_deleted():
         assert await act(demo, server_id, os_stop=None) == 409
         await cloud.settle()
         assert (await demo("GET", f"/servers/{server_id}")).status == 404
-        assert not cloud.database.cache.all(PORT) and not cloud.database.cache.all(fleet.CLAIM)
+        assert not cloud.database.cache.all(PORT) and not cloud.database.cache.all(fleet.ALLOCATION)
         cloud.check()
 
 
@@ -436,7 +436,8 @@ async def test_deleting_a_host_lets_its_deleted_servers_go():
         await demo("DELETE", f"/servers/{server_id}")
         await cloud.reconcile()
         assert cloud.database.get(SERVER, server_id), "its host may still have it"
-        await cloud.database.transact(lambda tx: tx.delete(fleet.HOST, "node-1"))
+        await cloud.database.transact(
+            lambda tx: fleet.delete_host(tx, tx.require(fleet.HOST, "node-1"), leaving={server_id}))
         await cloud.reconcile()
         assert cloud.database.get(SERVER, server_id) is None
         cloud.check()

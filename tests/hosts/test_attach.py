@@ -14,6 +14,7 @@ from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
 from control.kernel.errors import NotFound, Unavailable
 from control.kernel.store import MemoryStore
+from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
 from protos.internal.v1.quota_pb2 import QuotaLedger
@@ -66,7 +67,7 @@ async def world(tmp_path: Path):
     """(database, things, hosts, a function from host name to a stub)"""
     database = Database(MemoryStore(), [*fleet.KINDS, THING])
     things = Things(database)
-    hosts = Hosts(database, [things], [things], NoImages())
+    hosts = Hosts(database, [things], [things], NoImages(), HostProviders())
     dispatcher = rpc.Dispatcher(Nobody())
     dispatcher.add(hosts, pb.DESCRIPTOR.services_by_name["Hosts"])
     server = grpc.aio.server()
@@ -134,6 +135,10 @@ async def test_the_hosts_record_says_what_it_has_and_that_it_is_up(world):
     await call.read()
     record = database.get(fleet.HOST, "one")
     assert record.up and record.inventory.ram_mib == 8192 and record.id
+    provider = database.get(fleet.PROVIDER, record.id)
+    assert provider.name == "one" and provider.inventories["MEMORY_MB"].total == 8192
+    revision, _ = database.cache.at(fleet.HOST, fleet.HOST.key("one"))
+    assert database.cache.at(fleet.PROVIDER, fleet.PROVIDER.key(record.id))[0] == revision, "one commit"
     call.cancel()
 
 

@@ -20,8 +20,9 @@ MANAGER = Caller("u-manager", domain_id="d", roles=frozenset({"manager", "member
 MEMBER = Caller("u-member", project_id="p", roles=frozenset({"member", "reader"}))
 READER = Caller("u-reader", project_id="p", roles=frozenset({"reader"}))
 AUDITOR = Caller("u-auditor", system=True, roles=frozenset({"reader"}))
+SERVICE = Caller("u-service", project_id="s", roles=frozenset({"service"}))
 NOBODY = Caller("u-nobody")
-EVERYBODY = (ADMIN, MANAGER, MEMBER, READER, AUDITOR, NOBODY)
+EVERYBODY = (ADMIN, MANAGER, MEMBER, READER, AUDITOR, SERVICE, NOBODY)
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("rule, allowed", [
-    ("authenticated", set(EVERYBODY)), ("admin", {ADMIN}), ("member", {ADMIN, MEMBER}), ("reader", {ADMIN, MEMBER, READER}),
+    ("authenticated", set(EVERYBODY)), ("admin", {ADMIN}), ("admin_or_service", {ADMIN, SERVICE}),
+    ("member", {ADMIN, MEMBER}), ("reader", {ADMIN, MEMBER, READER}),
     ("system_reader", {ADMIN, AUDITOR}), ("self_or_system_reader", {ADMIN, AUDITOR, READER}),
     ("domain_reader", {ADMIN, AUDITOR, MANAGER}), ("domain_manager", {ADMIN, MANAGER}),
     ("self_or_domain_reader", {ADMIN, AUDITOR, MANAGER, READER}), ("self_or_admin", {ADMIN, READER}), ("public", set(EVERYBODY))])

@@ -1,0 +1,191 @@
+"""The scheduler's fleet as the state has it, kept current from the cache's changes: what every placement and what-if reads.
+
+Changes are noted as they come and worked in when the fleet is asked for, so that it stands at the cache's revision then. A host's
+rows are its root provider and all below it, under their UUIDs; a consumer that holds something in several trees counts in each.
+"""
+from collections.abc import Iterable
+
+from control.kernel import fleet
+from control.kernel.cache import Change
+from control.kernel.database import Database
+from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER
+from control.placement.neighbours import Demands
+from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider
+from scheduler.fleet import Fleet
+from scheduler.types import MOST, Held, Host, Inventory, Request, Row, Shape, amounts
+
+#: The shape of a consumer until somebody asks what it needs.
+ANY = Shape(())
+
+
+class LiveFleet:
+    """A fleet that follows a database's cache. Between two awaits it is as current as the cache is."""
+
+    def __init__(self, database: Database, demands: Demands):
+        self._database = database
+        self._cache = cache = database.cache
+        self._demands = demands
+        self._fleet = Fleet()
+        self._hosts: set[str] = set()                 # names and root UUIDs of what changed since the last look
+        self._roots: set[str] = set()
+        self._consumers: set[str] = set()
+        self._names: dict[str, str] = {}              # host by root UUID
+        self._homes: dict[str, tuple[str, ...]] = {}  # names in the fleet that a consumer has
+        self._fresh = False
+        self._listening = cache.listening(self._on_change)
+        self._listening.__enter__()
+
+    def close(self) -> None:
+        self._listening.__exit__(None, None, None)
+
+    def current(self) -> Fleet:
+        """The fleet at the cache's revision. Whoever plans on it takes off again what it placed, or plans on a copy."""
+        if not self._fresh:
+            self._load()
+        elif self._hosts or self._roots or self._consumers:
+            self._follow()
+        self._fleet.revision = self._cache.revision
+        return self._fleet
+
+    def what_if(self) -> Fleet:
+        """A copy to plan on, in which every server is there with all that it asks for."""
+        twin = self.current().copy()
+        for consumer, homes in self._homes.items():
+            if len(homes) == 1 and (demand := self._demands.demand_of(consumer)):
+                request, group = demand
+                if group is not None and group.id not in twin.groups:
+                    twin.set_group(group)
+                twin.remember(request)
+        return twin
+
+    # Following
+
+    def _on_change(self, change: Change) -> None:
+        each = [one for one in (change.before, change.after) if one is not None]
+        if change.kind is HOST:
+            self._hosts.update(host.name for host in each)
+        elif change.kind is PROVIDER:
+            self._roots.update(provider.root_uuid for provider in each)
+        elif change.kind is AGGREGATE:
+            self._hosts.update(name for aggregate in each for name in aggregate.hosts)
+        elif change.kind is ALLOCATION:
+            self._consumers.update(allocation.consumer_uuid for allocation in each)
+
+    def _load(self) -> None:
+        """Everything anew: hosts first, so that the fleet has all its classes, then what is held, many at a time."""
+        self._forget_changes()
+        self._names, self._homes = {}, {}
+        records = sorted(self._cache.all(HOST), key=lambda record: record.name)
+        self._names = {record.id: record.name for record in records}
+        self._fleet = Fleet(filter(None, map(self._host, records)))
+        simple: list[tuple[str, str, tuple[tuple[str, int], ...], str]] = []
+        for allocation in self._cache.all(ALLOCATION):
+            parts = self._parts(allocation)
+            group = self._group(allocation.consumer_uuid)
+            if len(parts) == 1:
+                [(host, held)] = parts.items()
+                if len(held) == 1 and held[0].row == self._fleet.hosts[host].rows[0].name:
+                    simple.append((allocation.consumer_uuid, host, held[0].amounts, group))
+                    self._homes[allocation.consumer_uuid] = (allocation.consumer_uuid,)
+                    continue
+            self._hold(allocation.consumer_uuid, parts, group)
+        self._fleet.hold_many(simple)
+        self._fresh = True
+
+    def _follow(self) -> None:
+        roots = {root: self._names.get(root, "") for root in self._roots}
+        names = self._hosts | {name for name in roots.values() if name}
+        consumers = set(self._consumers)
+        if not all(roots.values()):
+            names |= {record.name for record in self._cache.all(HOST) if record.id in roots}
+        self._forget_changes()
+        for name in sorted(names):
+            record = self._cache.get(HOST, name)
+            host = self._host(record) if record is not None else None
+            if host == self._fleet.hosts.get(name):
+                continue
+            if name in self._fleet.hosts:
+                here = {consumer.partition("@")[0] for consumer in self._fleet.on(name)}
+                rows_stay = host is not None and [row.name for row in host.rows] == [
+                    row.name for row in self._fleet.hosts[name].rows]
+                if not rows_stay:
+                    for consumer in here:
+                        self._let_go(consumer)
+                    consumers |= here
+                    self._fleet.remove_host(name)
+            if host is None or record is None:
+                self._names = {root: known for root, known in self._names.items() if known != name}
+                continue
+            self._names[record.id] = name
+            self._fleet.set_host(host)
+            for provider in self._cache.by(PROVIDER, "root", record.id):
+                consumers |= {each.consumer_uuid for each in self._cache.by(ALLOCATION, "provider", provider.uuid)
+                              if each.consumer_uuid not in self._homes}
+        for consumer in consumers:
+            self._let_go(consumer)
+            allocation = self._cache.get(ALLOCATION, consumer)
+            if allocation is not None:
+                self._hold(consumer, self._parts(allocation), self._group(consumer))
+
+    def _forget_changes(self) -> None:
+        self._hosts, self._roots, self._consumers = set(), set(), set()
+
+    def _let_go(self, consumer: str) -> None:
+        for name in self._homes.pop(consumer, ()):
+            self._fleet.release(name)
+
+    def _hold(self, consumer: str, parts: dict[str, list[Held]], group: str) -> None:
+        homes: list[str] = []
+        for host, held in parts.items():
+            name = f"{consumer}@{host}" if homes else consumer
+            self._fleet.hold(Request(name, ANY, group if not homes else ""), host, held)
+            homes.append(name)
+        if homes:
+            self._homes[consumer] = tuple(homes)
+
+    def _group(self, consumer: str) -> str:
+        group = self._demands.group_of(consumer)
+        if group is None:
+            return ""
+        if self._fleet.groups.get(group.id) != group:
+            self._fleet.set_group(group)
+        return group.id
+
+    # The state's words in the scheduler's
+
+    def _parts(self, allocation: Allocation) -> dict[str, list[Held]]:
+        """What a consumer holds, by host; of providers that are no host's nothing."""
+        parts: dict[str, list[Held]] = {}
+        for uuid, held in allocation.providers.items():
+            provider = self._cache.get(PROVIDER, uuid)
+            host = self._names.get(provider.root_uuid, "") if provider is not None else ""
+            if host in self._fleet.hosts:
+                parts.setdefault(host, []).append(Held(uuid, amounts(held.resources)))
+        return parts
+
+    def _host(self, record: HostRecord) -> Host | None:
+        """A host as the scheduler sees it; None while it has no provider."""
+        tree = _in_order(record.id, self._cache.by(PROVIDER, "root", record.id))
+        if not tree:
+            return None
+        places = {provider.uuid: place for place, provider in enumerate(tree)}
+        aggregates = {aggregate.id for aggregate in self._cache.by(AGGREGATE, "host", record.name)} | set(tree[0].aggregates)
+        return Host(
+            record.name, tuple(Row(provider.uuid, tuple(sorted(
+                (name, Inventory(min(have.total, MOST), min(have.reserved, MOST), min(have.allocation_ratio, 1e6) or 1e-9,
+                                 have.min_unit, have.max_unit, have.step_size))
+                for name, have in provider.inventories.items())), frozenset(provider.traits), places.get(provider.parent_uuid, 0))
+                for provider in tree),
+            zone=fleet.zone_of(self._database, record), aggregates=frozenset(aggregates),
+            closed="disabled" if record.disabled else "" if record.up else "down")
+
+
+def _in_order(root: str, providers: Iterable[Provider]) -> list[Provider]:
+    """A tree with parents before children, siblings by name; empty where its root is not there."""
+    children: dict[str, list[Provider]] = {}
+    for provider in sorted(providers, key=lambda provider: provider.name):
+        children.setdefault(provider.parent_uuid if provider.uuid != root else "", []).append(provider)
+    ordered = children.get("", [])[:1]
+    for provider in ordered:
+        ordered += children.get(provider.uuid, [])
+    return ordered

@@ -1,0 +1,14 @@
+"""What placement asks of other services. main.py passes the real ones in."""
+from typing import Protocol
+
+from scheduler.types import Request, ServerGroup
+
+
+class Demands(Protocol):
+    """Compute: what its servers need of their hosts beside the amounts that they hold."""
+
+    def demand_of(self, server_id: str) -> tuple[Request, ServerGroup | None] | None:
+        """What a server that holds something needs, and its group; None for what is no server. From the cache, as it is now."""
+
+    def group_of(self, server_id: str) -> ServerGroup | None:
+        """The group of a server; None for one without, and for what is no server."""
