@@ -9,7 +9,6 @@ from control.kernel import fleet
 from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
 from protos.internal.v1.fleet_pb2 import Claim, HostRecord
-from scheduler.planner import Snapshot
 from scheduler.types import Amounts, Host, Placement, Request
 
 #: Over-commit where the configuration says nothing, as Nova has it.
@@ -29,6 +28,7 @@ class FleetPlacer:
 
     def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
         """A host for each, in order, each seeing the claims of those before it; claimed in the transaction."""
+        from scheduler.planner import Snapshot  # with numpy, which only a cloud with servers needs
         snapshot = Snapshot(self.host(host, transaction.rows(fleet.CLAIM, "host", host.name))
                             for host in transaction.rows(fleet.HOST))
         requests = [Request(need.server_id, (need.vcpus, need.ram_mib, need.disk_gib), need.zone, need.host, self.policy)
