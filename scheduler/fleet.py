@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from scheduler import _engine
 from scheduler.constraints import Filter, HostSignature, RowSignature, host_signature, host_verdict, row_signature, row_takes
 from scheduler.explain import choice, refusal
@@ -230,6 +228,8 @@ class Fleet:
 
     def hold_many(self, held: Sequence[tuple[str, str, Amounts, str]]) -> None:
         """Claim for many what they hold of their host's first row: (consumer, host, amounts, group or "")."""
+        import numpy as np      # only a cloud with servers needs it
+
         self._widen({name for each in {amounts for _, _, amounts, _ in held} for name, _ in each})
         if self._shape_room < len(self.shapes) + len({amounts for _, _, amounts, _ in held}):
             self._shape_room = 2 * (len(self.shapes) + len(held))

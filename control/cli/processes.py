@@ -64,7 +64,9 @@ def plan(config: Config) -> list[dict[str, Any]]:
         wanted.append({"name": "libvirtd", "argv": libvirtd.command(own)})
     # gRPC's C core writes what it thinks of TLS and of forks to stderr; errors reach our own logs.
     quiet = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
-    wanted += [{"name": name, "argv": [*role, name], "environment": quiet} for name in ("control", "agent")]
+    # One heap for all threads: what is free in it goes back to the system (control/identity/passwords.py).
+    lean = {"MALLOC_ARENA_MAX": "1"}
+    wanted += [{"name": name, "argv": [*role, name], "environment": quiet | lean} for name in ("control", "agent")]
     return wanted
 
 

@@ -62,9 +62,20 @@ def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
             record.request_id = rpc.request_id.get()
             return True
 
+    class Lines(logging.Formatter):
+        """Writes out the time once a second: that is most of what a line costs."""
+
+        second, text = 0, ""
+
+        def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+            if int(record.created) != self.second:
+                self.second, self.text = int(record.created), super().formatTime(record, datefmt)
+            return self.text
+
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False      # no line says any of these
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(WithRequestId())
-    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(name)s [%(request_id)s] %(message)s",
+    handler.setFormatter(Lines("%(asctime)s.%(msecs)03d %(levelname)s %(name)s [%(request_id)s] %(message)s",
                                            "%Y-%m-%dT%H:%M:%S"))
     logging.basicConfig(level=config.log_level, handlers=[handler], force=True)
 

@@ -2,12 +2,22 @@
 """JSON text into a buffer that grows; each function makes room for what it writes."""
 from libc.math cimport fabs
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport realloc
 from libc.string cimport memcpy
 
+from cpython.object cimport PyObject
+
+cdef enum:
+    PADDING = 15               # bytes behind a text that put_padded() may read
+
 cdef struct Out:
+    PyObject* bytes            # owned: what is written so far, with room behind it; NULL where memory is out
     uint8_t* data
     Py_ssize_t size, room
+
+cdef extern from "Python.h":
+    PyObject* PyBytes_FromStringAndSize(const char* text, Py_ssize_t size) except NULL
+    char* PyBytes_AS_STRING(PyObject* text)
+    int _PyBytes_Resize(PyObject** text, Py_ssize_t size) except -1
 
 cdef extern from *:
     """
@@ -41,17 +51,29 @@ cdef extern from *:
     int brume_sequence(const uint8_t* p, Py_ssize_t n) noexcept nogil
 
 
+cdef inline int begin(Out* out, Py_ssize_t room) except -1:
+    out.bytes = PyBytes_FromStringAndSize(NULL, room)
+    out.data, out.size, out.room = <uint8_t*> PyBytes_AS_STRING(out.bytes), 0, room
+    return 0
+
+
+cdef inline int grow(Out* out, Py_ssize_t room) except -1:
+    _PyBytes_Resize(&out.bytes, room)
+    out.data, out.room = <uint8_t*> PyBytes_AS_STRING(out.bytes), room
+    return 0
+
+
 cdef inline int reserve(Out* out, Py_ssize_t more) except -1:
     """Room for `more` bytes behind what is written."""
-    cdef Py_ssize_t room
-    cdef uint8_t* moved
     if out.size + more > out.room:
-        room = out.room * 2 + more
-        moved = <uint8_t*> realloc(out.data, room)
-        if moved == NULL:
-            raise MemoryError
-        out.data, out.room = moved, room
+        grow(out, out.room * 2 + more)
     return 0
+
+
+cdef inline bytes finish(Out* out):
+    """What is written."""
+    _PyBytes_Resize(&out.bytes, out.size)
+    return <bytes> out.bytes
 
 
 cdef inline int put(Out* out, const void* data, Py_ssize_t size) except -1:
@@ -68,8 +90,15 @@ cdef inline int put_byte(Out* out, uint8_t byte) except -1:
     return 0
 
 
-cdef inline int put_python(Out* out, bytes text) except -1:
-    return put(out, <const uint8_t*> text, len(text))
+cdef inline int put_padded(Out* out, const uint8_t* data, Py_ssize_t size) except -1:
+    """A short text behind which PADDING more bytes can be read: it is copied in pieces of 16 bytes, without a call."""
+    cdef Py_ssize_t at = 0
+    reserve(out, size + PADDING)
+    while at < size:
+        memcpy(out.data + out.size + at, data + at, 16)
+        at += 16
+    out.size += size
+    return 0
 
 
 cdef inline int put_unsigned(Out* out, uint64_t value) except -1:

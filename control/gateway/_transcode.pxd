@@ -3,16 +3,11 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from control.gateway._json cimport Out
+from control.gateway._wire cimport Record
 
 cdef enum:
     MAX_DEPTH = 128            # of messages in messages; protobuf's own parsers give up at 100
     FEW = 8                    # entries of a map that are compared pair by pair; a map of more gets a dict
-
-cpdef enum Wire:
-    VARINT = 0
-    FIXED64 = 1
-    BYTES_OF = 2
-    FIXED32 = 5
 
 cpdef enum Kind:               # how a field's value is written
     INT32, INT64, UINT32, UINT64, SINT32, SINT64, BOOL, ENUM
@@ -71,9 +66,7 @@ cdef struct Layout:
     bint id_is_quoted
 
 cdef struct Slot:              # what one message's bytes hold of one field
-    uint64_t raw               # of the last one: the varint or the fixed bits
-    const uint8_t* data        # of the last one: its bytes
-    Py_ssize_t size
+    Record last
     const uint8_t* first       # where the first one's tag is
     const uint8_t* stop        # where the last one ends
     Py_ssize_t count

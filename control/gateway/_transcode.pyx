@@ -4,18 +4,20 @@
 A message is read twice: once over its bytes to note for each field where it stands, then field by field in the order in
 which they are written. What is read from bytes is checked against their end; what is not well-formed is a ValueError.
 """
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.ref cimport Py_XDECREF
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.math cimport isfinite
+from libc.math cimport isfinite, signbit
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from control.gateway._json cimport (
-    is_integral, put, put_base64, put_byte, put_digits, put_escaped, put_moment, put_quoted, put_signed, put_string,
-    put_unsigned,
+    begin, finish, is_integral, put, put_base64, put_byte, put_digits, put_escaped, put_moment, put_padded, put_quoted, put_signed,
+    put_string, put_unsigned, PADDING,
 )
+from control.gateway._wire cimport BYTES_OF, FIXED64, VARINT, Record, read_fixed, read_record, read_varint
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from orjson import dumps
@@ -24,67 +26,6 @@ from control.gateway import times
 from control.gateway.encoding import shortest_float32
 
 _MOMENTS = {ZULU: times.zulu, MICROS_ZULU: times.micros_zulu, MICROS: times.micros}
-
-
-cdef const uint8_t* read_varint(const uint8_t* p, const uint8_t* end, uint64_t* value) except NULL:
-    cdef uint64_t made = 0
-    cdef int shift = 0
-    cdef uint8_t byte
-    while shift < 70:
-        if p >= end:
-            raise ValueError("truncated")
-        byte = p[0]
-        p += 1
-        if shift == 63 and byte > 1:
-            break
-        made |= <uint64_t> (byte & 0x7F) << shift
-        if byte < 0x80:
-            value[0] = made
-            return p
-        shift += 7
-    raise ValueError("a varint of more than 64 bits")
-
-
-cdef inline const uint8_t* read_record(const uint8_t* p, const uint8_t* end, uint32_t* number, int* wire, Slot* slot) except NULL:
-    """One field with its tag; returns where the next one begins."""
-    cdef uint64_t value
-    cdef Py_ssize_t size
-    slot.first = p
-    if p[0] < 0x80:
-        value = p[0]
-        p += 1
-    else:
-        p = read_varint(p, end, &value)
-    if value < 8 or value > 0xFFFFFFFF:
-        raise ValueError("a field without a number")
-    number[0], wire[0] = <uint32_t> value >> 3, value & 7
-    if wire[0] == VARINT:
-        if p < end and p[0] < 0x80:
-            slot.raw = p[0]
-            p += 1
-        else:
-            p = read_varint(p, end, &slot.raw)
-    elif wire[0] == BYTES_OF:
-        if p < end and p[0] < 0x80:
-            value = p[0]
-            p += 1
-        else:
-            p = read_varint(p, end, &value)
-        if value > <uint64_t> (end - p):
-            raise ValueError("truncated")
-        slot.data, slot.size = p, <Py_ssize_t> value
-        p += slot.size
-    elif wire[0] == FIXED64 or wire[0] == FIXED32:
-        size = 8 if wire[0] == FIXED64 else 4
-        if end - p < size:
-            raise ValueError("truncated")
-        slot.raw = 0
-        memcpy(&slot.raw, p, size)
-        p += size
-    else:
-        raise ValueError("a group, or no known type")
-    slot.stop = p
-    return p
 
 
 cdef inline bint fits(const Field* field, int wire) noexcept:
@@ -105,16 +46,17 @@ cdef inline Py_ssize_t place_of(const Layout* layout, uint32_t number) noexcept:
 cdef int scan(const Layout* layout, const uint8_t* p, const uint8_t* end, Slot* slots) except -1:
     """Note where a message's fields stand; returns whether others were passed over. A member of a oneof ends those before it."""
     cdef Py_ssize_t place, other
-    cdef Slot found
+    cdef Record record
     cdef Slot* slot
     cdef const Field* field
-    cdef uint32_t number
-    cdef int wire, unknown = 0
+    cdef const uint8_t* start
+    cdef int unknown = 0
     memset(slots, 0, layout.n_fields * sizeof(Slot))
     while p < end:
-        p = read_record(p, end, &number, &wire, &found)
-        place = place_of(layout, number)
-        if place < 0 or not fits(&layout.fields[place], wire):
+        start = p
+        p = read_record(p, end, &record)
+        place = place_of(layout, record.number)
+        if place < 0 or not fits(&layout.fields[place], record.wire):
             unknown = 1
             continue
         field = &layout.fields[place]
@@ -124,24 +66,23 @@ cdef int scan(const Layout* layout, const uint8_t* p, const uint8_t* end, Slot* 
                     slots[other].count = 0
         slot = &slots[place]
         if slot.count == 0:
-            slot.first = found.first
+            slot.first = start
         slot.count += 1
-        slot.raw, slot.data, slot.size, slot.stop = found.raw, found.data, found.size, found.stop
+        slot.last, slot.stop = record, p
     return unknown
 
 
-cdef const uint8_t* next_of(const Field* field, const uint8_t* p, const uint8_t* end, int* wire, Slot* slot) except NULL:
+cdef inline const uint8_t* next_of(const Field* field, const uint8_t* p, const uint8_t* end, Record* record) except NULL:
     """The next record of one field, passing over others."""
-    cdef uint32_t number
     while p < end:
-        p = read_record(p, end, &number, wire, slot)
-        if number == field.number and fits(field, wire[0]):
+        p = read_record(p, end, record)
+        if record.number == field.number and fits(field, record.wire):
             return p
     raise ValueError("truncated")
 
 
 cdef inline int put_text(Run* run, const Text* text) except -1:
-    return put(&run.out, text.data, text.size)
+    return put_padded(&run.out, text.data, text.size)
 
 
 cdef int put_double(Run* run, double value) except -1:
@@ -158,17 +99,15 @@ cdef int put_moment_of(Run* run, int form, const uint8_t* p, const uint8_t* end)
     """A google.protobuf.Timestamp."""
     cdef int64_t seconds = 0
     cdef int32_t nanos = 0
-    cdef uint32_t number
-    cdef int wire
-    cdef Slot found
+    cdef Record record
     cdef bytes text
     while p < end:
-        p = read_record(p, end, &number, &wire, &found)
-        if wire == VARINT and number == 1:
-            seconds = <int64_t> found.raw
-        elif wire == VARINT and number == 2:
-            nanos = <int32_t> <uint32_t> found.raw
-    if not -30610224000 <= seconds <= 253402300799 or not 0 <= nanos < 1000000000:      # the years 1000 to 9999
+        p = read_record(p, end, &record)
+        if record.wire == VARINT and record.number == 1:
+            seconds = <int64_t> record.raw
+        elif record.wire == VARINT and record.number == 2:
+            nanos = <int32_t> <uint32_t> record.raw
+    if not -30610224000LL <= seconds <= 253402300799LL or not 0 <= nanos < 1000000000:      # the years 1000 to 9999
         try:
             text = dumps(_MOMENTS[form](Timestamp(seconds=seconds, nanos=nanos)))
         except (OverflowError, OSError) as error:
@@ -186,18 +125,16 @@ cdef int put_moment_of(Run* run, int form, const uint8_t* p, const uint8_t* end)
 
 cdef int put_mask(Run* run, const uint8_t* p, const uint8_t* end) except -1:
     """A google.protobuf.FieldMask."""
-    cdef uint32_t number
-    cdef int wire
-    cdef Slot found
+    cdef Record record
     cdef bint is_first = True
     put_byte(&run.out, c'"')
     while p < end:
-        p = read_record(p, end, &number, &wire, &found)
-        if wire == BYTES_OF and number == 1:
+        p = read_record(p, end, &record)
+        if record.wire == BYTES_OF and record.number == 1:
             if not is_first:
                 put_byte(&run.out, c",")
             is_first = False
-            put_escaped(&run.out, found.data, found.size)
+            put_escaped(&run.out, record.data, record.size)
     return put_byte(&run.out, c'"')
 
 
@@ -211,42 +148,40 @@ cdef int put_enum(Run* run, const Field* field, int32_t number) except -1:
     return put_signed(&run.out, number)
 
 
-cdef int put_value(Run* run, const Field* field, const Slot* slot, int filtered) except -1:
+cdef int put_value(Run* run, const Field* field, const Record* record, int filtered) except -1:
     """One value of a field."""
-    cdef uint32_t low = <uint32_t> slot.raw
+    cdef uint32_t low = <uint32_t> record.raw
     cdef float single
     cdef double real
     cdef int part
     cdef bytes text
     if field.kind == STRING:
         put_byte(&run.out, c'"')
-        if field.is_href and slot.size:
+        if field.is_href and record.size:
             for part in range(3):
                 put_escaped(&run.out, run.parts[part].data, run.parts[part].size)
-        put_escaped(&run.out, slot.data, slot.size)
+        put_escaped(&run.out, record.data, record.size)
         return put_byte(&run.out, c'"')
     if field.kind == MESSAGE:
-        if slot.count > 1 and field.shape != REPEATED:
-            return put_merged(run, field, slot, filtered)
-        return put_message(run, field.child, slot.data, slot.data + slot.size, filtered)
+        return put_message(run, field.child, record.data, record.data + record.size, filtered)
     if field.kind == BOOL:
-        return put(&run.out, b"true", 4) if slot.raw else put(&run.out, b"false", 5)
+        return put(&run.out, b"true", 4) if record.raw else put(&run.out, b"false", 5)
     if field.kind == INT32:
         return put_signed(&run.out, <int32_t> low)
     if field.kind == INT64:
-        return put_signed(&run.out, <int64_t> slot.raw)
+        return put_signed(&run.out, <int64_t> record.raw)
     if field.kind == UINT32:
         return put_unsigned(&run.out, low)
     if field.kind == UINT64:
-        return put_unsigned(&run.out, slot.raw)
+        return put_unsigned(&run.out, record.raw)
     if field.kind == SINT32:
         return put_signed(&run.out, <int32_t> (low >> 1 ^ (0 - (low & 1))))
     if field.kind == SINT64:
-        return put_signed(&run.out, <int64_t> (slot.raw >> 1 ^ (0 - (slot.raw & 1))))
+        return put_signed(&run.out, <int64_t> (record.raw >> 1 ^ (0 - (record.raw & 1))))
     if field.kind == ENUM:
         return put_enum(run, field, <int32_t> low)
     if field.kind == BYTES:
-        return put_base64(&run.out, slot.data, slot.size)
+        return put_base64(&run.out, record.data, record.size)
     if field.kind == NULL_VALUE:
         return put(&run.out, b"null", 4)
     if field.kind == FLOAT or field.kind == WIDENED:
@@ -255,10 +190,17 @@ cdef int put_value(Run* run, const Field* field, const Slot* slot, int filtered)
             return put_double(run, single)
         text = dumps(shortest_float32(single))
         return put(&run.out, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-    memcpy(&real, &slot.raw, 8)
-    if field.kind == NUMBER and is_integral(real, 9007199254740992.0):
+    memcpy(&real, &record.raw, 8)
+    if field.kind == NUMBER and is_integral(real, 9007199254740992.0) and (real != 0 or not signbit(real)):
         return put_signed(&run.out, <int64_t> real)
     return put_double(run, real)
+
+
+cdef inline int put_last(Run* run, const Field* field, const Slot* slot, int filtered) except -1:
+    """The value of a field that is no list: the last one sent, but all parts of a message."""
+    if slot.count > 1 and field.kind == MESSAGE:
+        return put_merged(run, field, slot, filtered)
+    return put_value(run, field, &slot.last, filtered)
 
 
 cdef int put_merged(Run* run, const Field* field, const Slot* slot, int filtered) except -1:
@@ -266,13 +208,12 @@ cdef int put_merged(Run* run, const Field* field, const Slot* slot, int filtered
     cdef uint8_t* whole = <uint8_t*> PyMem_Malloc(slot.stop - slot.first)
     cdef const uint8_t* p = slot.first
     cdef Py_ssize_t size = 0, left
-    cdef Slot part
-    cdef int wire
+    cdef Record part
     if whole == NULL:
         raise MemoryError
     try:
         for left in range(slot.count):
-            p = next_of(field, p, slot.stop, &wire, &part)
+            p = next_of(field, p, slot.stop, &part)
             memcpy(whole + size, part.data, part.size)
             size += part.size
         return put_message(run, field.child, whole, whole + size, filtered)
@@ -280,21 +221,17 @@ cdef int put_merged(Run* run, const Field* field, const Slot* slot, int filtered
         PyMem_Free(whole)
 
 
-cdef int put_packed(Run* run, const Field* field, const Slot* packed) except -1:
+cdef int put_packed(Run* run, const Field* field, const Record* packed) except -1:
     """The elements of a packed field."""
     cdef const uint8_t* p = packed.data
     cdef const uint8_t* end = p + packed.size
-    cdef Py_ssize_t size = 8 if field.wire == FIXED64 else 4
-    cdef Slot element
-    memset(&element, 0, sizeof(Slot))
+    cdef Record element
+    memset(&element, 0, sizeof(Record))
     while p < end:
         if field.wire == VARINT:
             p = read_varint(p, end, &element.raw)
         else:
-            if end - p < size:
-                raise ValueError("truncated")
-            memcpy(&element.raw, p, size)
-            p += size
+            p = read_fixed(p, end, 8 if field.wire == FIXED64 else 4, &element.raw)
         put_byte(&run.out, c",")
         put_value(run, field, &element, 0)
     return 0
@@ -303,11 +240,10 @@ cdef int put_packed(Run* run, const Field* field, const Slot* packed) except -1:
 cdef int put_list(Run* run, const Field* field, const Slot* slot, int filtered) except -1:
     cdef Py_ssize_t start = run.out.size, left
     cdef const uint8_t* p = slot.first
-    cdef Slot element
-    cdef int wire
+    cdef Record element
     for left in range(slot.count):
-        p = next_of(field, p, slot.stop, &wire, &element)
-        if wire == BYTES_OF and field.wire != BYTES_OF:
+        p = next_of(field, p, slot.stop, &element)
+        if element.wire == BYTES_OF and field.wire != BYTES_OF:
             put_packed(run, field, &element)
         else:
             put_byte(&run.out, c",")
@@ -353,18 +289,18 @@ cdef int note_last(const Field* key, Slot* pairs, Py_ssize_t n) except -1:
     if n > FEW:
         seen = {}
         for i in range(n):
-            name = pairs[2 * i].data[:pairs[2 * i].size] if key.kind == STRING else key_number(key, pairs[2 * i].raw)
+            name = pairs[2 * i].last.data[:pairs[2 * i].last.size] if key.kind == STRING else key_number(key, pairs[2 * i].last.raw)
             j = seen.setdefault(name, i)
             if j != i:
                 pairs[2 * j].written = True
                 seen[name] = i
         return 0
     for i in range(n):
-        one = Text(pairs[2 * i].data, pairs[2 * i].size)
+        one = Text(pairs[2 * i].last.data, pairs[2 * i].last.size)
         for j in range(i + 1, n):
-            other = Text(pairs[2 * j].data, pairs[2 * j].size)
+            other = Text(pairs[2 * j].last.data, pairs[2 * j].last.size)
             if same(&one, &other) if key.kind == STRING else (
-                    key_number(key, pairs[2 * i].raw) == key_number(key, pairs[2 * j].raw)):
+                    key_number(key, pairs[2 * i].last.raw) == key_number(key, pairs[2 * j].last.raw)):
                 pairs[2 * i].written = True
                 break
     return 0
@@ -388,10 +324,9 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
     cdef const Field* item = &field.child.fields[1]
     cdef Slot[16] few
     cdef Slot* pairs = few
-    cdef Slot entry
+    cdef Record entry
     cdef Py_ssize_t i, n = slot.count, start
     cdef const uint8_t* p = slot.first
-    cdef int wire
     cdef Text name
     if n > FEW:
         if n > 0x7FFFFFFFFFFFFFFF // <Py_ssize_t> (2 * sizeof(Slot)):
@@ -402,7 +337,7 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
     try:
         n = 0
         for i in range(slot.count):
-            p = next_of(field, p, slot.stop, &wire, &entry)
+            p = next_of(field, p, slot.stop, &entry)
             if scan(field.child, entry.data, entry.data + entry.size, pairs + 2 * n) == 0:
                 n += 1
         if n > 1:
@@ -413,11 +348,11 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
             start = run.out.size
             if key.kind == STRING:
                 put_byte(&run.out, c",")
-                put_string(&run.out, pairs[2 * i].data, pairs[2 * i].size)
-                name = Text(pairs[2 * i].data, pairs[2 * i].size)
+                put_string(&run.out, pairs[2 * i].last.data, pairs[2 * i].last.size)
+                name = Text(pairs[2 * i].last.data, pairs[2 * i].last.size)
             else:
                 put(&run.out, b',"', 2)
-                put_value(run, key, &pairs[2 * i], 0)
+                put_value(run, key, &pairs[2 * i].last, 0)
                 name = Text(run.out.data + start + 2, run.out.size - start - 2)
                 put_byte(&run.out, c'"')
             if (filtered == 1 and not is_wanted(run, &name)) or (parent != NULL and is_written(parent, slots, &name)):
@@ -425,7 +360,7 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
                 continue
             put_byte(&run.out, c":")
             if pairs[2 * i + 1].count or item.kind == MESSAGE:
-                put_value(run, item, &pairs[2 * i + 1], filtered == 2)
+                put_last(run, item, &pairs[2 * i + 1], filtered == 2)
             else:
                 put_text(run, &item.absent)
         return n > 0
@@ -434,17 +369,17 @@ cdef int put_entries(Run* run, const Field* field, const Slot* slot, int filtere
             PyMem_Free(pairs)
 
 
-cdef bint is_zero(const Field* field, const Slot* slot) noexcept:
+cdef bint is_zero(const Field* field, const Record* record) noexcept:
     """Whether a single value is its type's zero."""
     if field.wire == BYTES_OF:
-        return slot.size == 0
+        return record.size == 0
     if field.kind == DOUBLE:
-        return slot.raw << 1 == 0                  # minus zero is zero, too
+        return record.raw << 1 == 0                  # minus zero is zero, too
     if field.kind == FLOAT:
-        return <uint32_t> slot.raw << 1 == 0
+        return <uint32_t> record.raw << 1 == 0
     if field.kind == INT64 or field.kind == UINT64 or field.kind == SINT64 or field.kind == BOOL:
-        return slot.raw == 0
-    return <uint32_t> slot.raw == 0
+        return record.raw == 0
+    return <uint32_t> record.raw == 0
 
 
 cdef int put_absent(Run* run, const Field* field, Slot* slot) except -1:
@@ -461,10 +396,10 @@ cdef int put_field(Run* run, const Field* field, Slot* slot, int filtered) excep
     if slot.count == 0:
         return put_absent(run, field, slot)
     if field.shape == SINGLE:
-        if field.zero_is_absent and is_zero(field, slot):
+        if field.zero_is_absent and is_zero(field, &slot.last):
             return put_absent(run, field, slot)
         put_text(run, &field.key)
-        put_value(run, field, slot, filtered)
+        put_last(run, field, slot, filtered)
     else:
         put_text(run, &field.key)
         inner = run.out.size
@@ -500,9 +435,9 @@ cdef int put_links(Run* run, const Layout* layout, const Slot* slots) except -1:
         elif id_slot.count == 0:
             continue
         elif layout.id_is_quoted:
-            put_quoted(&run.out, id_slot.data, id_slot.size)
+            put_quoted(&run.out, id_slot.last.data, id_slot.last.size)
         else:
-            put_escaped(&run.out, id_slot.data, id_slot.size)
+            put_escaped(&run.out, id_slot.last.data, id_slot.last.size)
     return 0
 
 
@@ -573,9 +508,10 @@ cdef int put_fields(Run* run, const Layout* layout, const uint8_t* p, const uint
 
 
 cdef Text text_of(list kept, bytes data):
-    """Bytes for a struct to point to, which `kept` holds alive."""
-    kept.append(data)
-    return Text(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    """Bytes for a struct to point to, which `kept` holds alive, with what put_padded() reads beyond them."""
+    cdef bytes padded = data + bytes(PADDING)
+    kept.append(padded)
+    return Text(<const uint8_t*> PyBytes_AS_STRING(padded), PyBytes_GET_SIZE(data))
 
 
 cdef class Table:
@@ -685,10 +621,7 @@ cdef class Table:
             raise ValueError("the table is not filled, or does not cover the context")
         memset(&run, 0, sizeof(Run))
         run.version = context.version
-        run.out.room = <Py_ssize_t> (self.growth * PyBytes_GET_SIZE(data)) + 512
-        run.out.data = <uint8_t*> malloc(run.out.room)
-        if run.out.data == NULL:
-            raise MemoryError
+        begin(&run.out, <Py_ssize_t> (self.growth * PyBytes_GET_SIZE(data)) + 512)
         try:
             for part, text in enumerate((base, mount, prefix)):
                 run.parts[part].data = <const uint8_t*> PyUnicode_AsUTF8AndSize(text, &run.parts[part].size)
@@ -710,9 +643,9 @@ cdef class Table:
             put_message(&run, &self.layout, start, start + PyBytes_GET_SIZE(data), 2 if fields else 0)
             if PyBytes_GET_SIZE(data) > 1024:
                 self.growth = min(1.1 * run.out.size / PyBytes_GET_SIZE(data), 8.0)
-            return PyBytes_FromStringAndSize(<const char*> run.out.data, run.out.size)
+            return finish(&run.out)
         finally:
-            free(run.out.data)
+            Py_XDECREF(run.out.bytes)
             free(run.wanted)
             free(run.extra)
             for depth in range(MAX_DEPTH + 1):

@@ -47,6 +47,7 @@ class Answering:
         self.success = rest.status or (204 if self._is_empty else 200)
         self.status_since = sorted((number(since), status) for since, status in rest.status_since.items())
         self.header_fields = [(field_options(each).header, each) for each in descriptor.fields if field_options(each).header]
+        self._may_name_type = any(name.endswith("*") or name.lower() == "content-type" for name, _ in self.header_fields)
         self.location = _template(descriptor, rest.location) if rest.location else None
         self._encode: Encode | None = None
         self.data_field = ""          # of a body of bytes or text, the field that holds it
@@ -145,7 +146,7 @@ class Answering:
 
     def add_type(self, headers: list[tuple[str, str]]) -> None:
         """Name the body's media type, unless the response message did."""
-        if not any(name.lower() == "content-type" for name, _ in headers):
+        if not (self._may_name_type and any(name.lower() == "content-type" for name, _ in headers)):
             headers.append(("Content-Type", self.content_type))
 
 

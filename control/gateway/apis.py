@@ -35,6 +35,13 @@ class Api:
     versions: tuple[options_pb2.Api.Version, ...]
     aliases: dict[str, str] = field(default_factory=dict)
     dated_since: int = EVERYTHING + 1     # the microversion from which answers say when what they show was changed
+    is_keystone: bool = field(init=False)      # the family's name, which a call asks often
+    is_nova: bool = field(init=False)
+    is_neutron: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("keystone", "nova", "neutron"):
+            object.__setattr__(self, f"is_{name}", self.family == Family.Value(name.upper()))
 
     def prefix_of(self, path: str) -> str:
         """The version's part of a path below the mount: "/v2.1" of "/v2.1/servers"; the endpoint's path where it has none."""

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from control.gateway.answers import Answer
-from control.gateway.apis import EVERYTHING, Api, Family, number
+from control.gateway.apis import Api, Family
 from control.gateway.codec import parse
 from control.gateway.context import Context
 from control.gateway.exchange import Exchange, Receive, Scope, Send
@@ -48,7 +48,7 @@ class Gateway:
         self._trusted_proxies = frozenset(trusted_proxies)
         self.routes = Routes(dispatcher)
         self._reference = Reference(self.routes)
-        self._identity = next((api for api in self.routes.apis if api.family == Family.KEYSTONE), None)
+        self._identity = next((api for api in self.routes.apis if api.is_keystone), None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,11 +67,11 @@ class Gateway:
             return
         base = exchange.base_url(self._base_url, self._trusted_proxies)
         call = Call(token=exchange.headers.get("x-auth-token", ""), remote=exchange.remote, base_url=base)
-        if _REQUEST_ID.match(given := exchange.headers.get("x-openstack-request-id", "")):
+        if (given := exchange.headers.get("x-openstack-request-id")) and _REQUEST_ID.match(given):
             log.debug("%s is part of %s", call.request_id, given)
         api = self.routes.api_at(exchange.path)
         common = [("x-openstack-request-id", call.request_id)]
-        if api is not None and api.family == Family.NOVA:
+        if api is not None and api.is_nova:
             common.append(("x-compute-request-id", call.request_id))
         try:
             await self._answer(exchange, call, common)
@@ -96,12 +96,12 @@ class Gateway:
         api = endpoint.rules[0].api
         path = exchange.path.rstrip("/")
         call.service, call.verb, call.paths = api.type, exchange.verb, (path.removeprefix(api.mount), path)
-        call.microversion, headers = negotiate(api, endpoint.rules[0].path, endpoint.is_alias, exchange.headers)
-        common += headers
-        if api.family == Family.KEYSTONE:
+        chosen = negotiate(api, endpoint.rules[0].path, endpoint.is_alias, exchange.headers)
+        call.microversion = chosen.pair
+        common += chosen.headers
+        if api.is_keystone:
             common.append(("Vary", "X-Auth-Token"))
-        context = Context(version=number("{}.{}".format(*call.microversion)) if call.microversion else EVERYTHING,
-                          base=call.base_url, mount=api.mount, prefix=endpoint.prefix)
+        context = Context(version=chosen.number, base=call.base_url, mount=api.mount, prefix=endpoint.prefix)
         rule, body = await self._choose(exchange, endpoint, call, context)
         try:
             query = exchange.query()
@@ -154,7 +154,7 @@ class Gateway:
         parameters: dict[str, list[str]] = {}
         for key, value in query:
             parameters.setdefault(key, []).append(value)
-        if rule.api.family == Family.NEUTRON and rule.verb == "GET" and "fields" in parameters:
+        if "fields" in parameters and rule.verb == "GET" and rule.api.is_neutron:
             context.fields = frozenset(parameters["fields"])
         binding.check_media(exchange.headers.get("content-type", ""))
         if rule.method.client_streaming:

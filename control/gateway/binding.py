@@ -12,7 +12,7 @@ from control.gateway import times
 from control.gateway.apis import EVERYTHING, field_options, number
 from control.gateway.codec import decode, invalid
 from control.gateway.context import Context
-from control.gateway.decoding import Decoders, Fields, Wrong, binding_fields, from_text, is_plain_message
+from control.gateway.decoding import Decoders, Fields, Wrong, binding_fields, from_text, is_plain_message, text_reader
 from control.kernel.errors import Invalid, NotFound, UnsupportedMedia
 from control.kernel.naming import field_name
 from control.kernel.rpc import Method
@@ -39,7 +39,9 @@ class Binding:
         self.body = body
         self.body_fields: list[FieldDescriptor] = []     # what the keys of a body's object may be
         self.body_field: FieldDescriptor | None = None
+        self.is_raw = False                              # whether the body is bytes or text rather than JSON
         self._fields: Fields | None = None
+        self._path = [([field.name for field in chain[:-1]], chain[-1].name, text_reader(chain[-1])) for chain in self.path]
         if rest.action:
             own = [field for field in binding_fields(descriptor, taken) if field_name(field) == rest.action]
             self._fields = decoders.part(own)
@@ -49,6 +51,8 @@ class Binding:
             self._fields = decoders.part(self.body_fields)
         elif body:
             self.body_field = _field(descriptor, body)
+            self.is_raw = (self.body_field.type in (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING)
+                           and not self.body_field.is_repeated)
             self._set_body = None if self.is_raw else decoders.setter(self.body_field)
             if is_plain_message(self.body_field):
                 self._fields = decoders.of(self.body_field.message_type)
@@ -57,16 +61,12 @@ class Binding:
         self.query = _query_fields(descriptor, taken | {body}, deep=body != "*" and not rest.action)
         self.rest_of_query = next((field for field in descriptor.fields if field_options(field).query), None)
 
-    @property
-    def is_raw(self) -> bool:
-        """Whether the body is bytes or text rather than JSON."""
-        field = self.body_field
-        return field is not None and field.type in (field.TYPE_BYTES, field.TYPE_STRING) and not field.is_repeated
-
     def check_media(self, content_type: str) -> None:
         """Raises UnsupportedMedia where the rule names its media types and the body has another."""
+        if not self._consumes:
+            return
         media = content_type.partition(";")[0].strip().lower()
-        if self._consumes and media not in self._consumes:
+        if media not in self._consumes:
             raise UnsupportedMedia("body.type", f"The media type {media[:80] or 'of the body'!r} is not supported here; "
                                                 f"send {' or '.join(sorted(self._consumes))}.")
 
@@ -86,14 +86,15 @@ class Binding:
             self.set_data(message, body)
         elif self.body:
             self._bind_body(message, body, context)
-        self._bind_query(message, query, context)
+        if query:
+            self._bind_query(message, query, context)
         self._bind_headers(message, headers)
-        for chain, text in zip(self.path, values, strict=True):
+        for (outer, name, read), text in zip(self._path, values, strict=True):
             inner = message
-            for field in chain[:-1]:
-                inner = getattr(inner, field.name)
+            for step in outer:
+                inner = getattr(inner, step)
             try:
-                setattr(inner, chain[-1].name, from_text(chain[-1], text))
+                setattr(inner, name, read(text))
             except Wrong:
                 raise NotFound("path", f"There is nothing named {text[:80]!r} here.") from None
         return message

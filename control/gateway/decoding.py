@@ -320,25 +320,33 @@ def _enum(field: FieldDescriptor) -> Callable[[Any], int]:
     return check
 
 
-def from_text(field: FieldDescriptor, text: str) -> Any:
-    """What to set a scalar field to, from a path, query or header. Raises Wrong."""
-    if field.enum_type is not None or field.type == field.TYPE_STRING:
-        return scalar(field)(text)
-    if field.type == field.TYPE_BOOL:
-        return _lenient_boolean(text)
-    if field.type == field.TYPE_BYTES:
-        return text.encode()
-    try:
-        if field.cpp_type in BITS:
-            if not text.removeprefix("-").isdecimal() or len(text) > 20:
+def text_reader(field: FieldDescriptor) -> Callable[[str], Any]:
+    """The function that says what to set a scalar field to from a path, query or header. It raises Wrong."""
+    check, is_integer = scalar(field), field.cpp_type in BITS
+
+    def read_number(text: str) -> int | float:
+        try:
+            if is_integer:
+                if not text.removeprefix("-").isdecimal() or len(text) > 20:
+                    raise ValueError
+                return check(int(text))
+            value = float(text)
+            if not math.isfinite(value):
                 raise ValueError
-            return scalar(field)(int(text))
-        value = float(text)
-        if not math.isfinite(value):
-            raise ValueError
-        return value
-    except ValueError:
-        raise Wrong(f"expected {'an integer' if field.cpp_type in BITS else 'a number'}, not {text[:40]!r}") from None
+            return value
+        except ValueError:
+            raise Wrong(f"expected {'an integer' if is_integer else 'a number'}, not {text[:40]!r}") from None
+
+    if field.enum_type is not None or field.type == field.TYPE_STRING:
+        return check
+    if field.type == field.TYPE_BOOL:
+        return _lenient_boolean
+    return str.encode if field.type == field.TYPE_BYTES else read_number
+
+
+def from_text(field: FieldDescriptor, text: str) -> Any:
+    """What to set a scalar field to. Raises Wrong."""
+    return text_reader(field)(text)
 
 
 # Well-known types

@@ -5,6 +5,7 @@ a comparison per microversion bound and a dict. The functions live in one namesp
 """
 import base64
 import keyword
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,8 +60,8 @@ def any_list(value: Any) -> list[Any]:
 
 
 def plain_number(value: float) -> int | float:
-    """A double as JSON writes it: without a fraction where it has none and is exact."""
-    return int(value) if value.is_integer() and abs(value) < 2 ** 53 else value
+    """A double as JSON writes it: without a fraction where it has none and is exact, which minus zero would not be."""
+    return int(value) if value.is_integer() and abs(value) < 2 ** 53 and (value or math.copysign(1, value) > 0) else value
 
 
 def shortest_float32(value: float) -> float:

@@ -1,5 +1,6 @@
 """One HTTP exchange of the ASGI interface: what the client sent, its body as it arrives, and what goes back."""
 import asyncio
+import functools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ BODY_TIMEOUT = 120.0
 #: Parameters in a query at most.
 MAX_PARAMETERS = 1000
 
+#: Characters of a host with its port at most.
+MAX_HOST = 260
+
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?\Z", re.ASCII)
 
 
@@ -31,10 +35,15 @@ class Exchange:
         raw = scope.get("raw_path")
         path: str = raw.decode("latin-1") if raw is not None else scope["path"]
         self.path = path if path.startswith("/") else "/" + path       # "OPTIONS *"
-        self.headers: dict[str, str] = {}
+        headers: dict[str, str] = {}
         for name, value in scope["headers"]:
-            key, text = name.decode("latin-1").lower(), _text(value)
-            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+            key = name.decode("latin-1").lower()
+            try:
+                text = value.decode()
+            except UnicodeDecodeError:
+                text = value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        self.headers = headers
         self.started = False
 
     @property
@@ -51,16 +60,18 @@ class Exchange:
         if self.remote in trusted_proxies:
             scheme = self.headers.get("x-forwarded-proto", scheme).split(",")[0].strip().lower()
             host = self.headers.get("x-forwarded-host", host).split(",")[0].strip()
-        if not _HOST.match(host):
+        if len(host) > MAX_HOST or (base := _base(scheme, host)) is None:
             address = self._scope.get("server") or ("localhost", None)
-            host = address[0] if address[1] is None else f"{address[0]}:{address[1]}"
-        return f"{scheme if scheme in ('http', 'https') else 'http'}://{host}"
+            base = _base(scheme, address[0] if address[1] is None else f"{address[0]}:{address[1]}")
+        return base or "http://localhost"
 
     def query(self) -> list[tuple[str, str]]:
         """The query's parameters in their order. Raises Invalid where it cannot be read."""
+        written = self._scope.get("query_string", b"")
+        if not written:
+            return []
         try:
-            return parse_qsl(self._scope.get("query_string", b"").decode("ascii"), keep_blank_values=True, errors="strict",
-                             max_num_fields=MAX_PARAMETERS)
+            return parse_qsl(written.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
         except ValueError:
             raise Invalid("query", f"The query is not percent-encoded UTF-8 with at most {MAX_PARAMETERS} parameters.") from None
 
@@ -122,8 +133,7 @@ class Exchange:
         await self.write(b"" if self.verb == "HEAD" else answer.body or b"", more=False)
 
 
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+@functools.lru_cache(maxsize=1000)
+def _base(scheme: str, host: str) -> str | None:
+    """What URLs begin with; None where the host is none."""
+    return f"{scheme if scheme in ('http', 'https') else 'http'}://{host}" if _HOST.match(host) else None

@@ -3,9 +3,9 @@
 Segments that are written out win over parameters, parameters over tails; where a verb is missing on the better match the
 next one is tried. Looking a path up costs its number of segments, however many rules there are.
 """
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from google.api import annotations_pb2, http_pb2
@@ -46,9 +46,11 @@ class Endpoint:
     is_alias: bool
     rules: list[Rule] = field(default_factory=list)
 
-    @property
-    def has_actions(self) -> bool:
-        return any(rule.action for rule in self.rules)
+    has_actions: bool = False
+
+    def add(self, rule: Rule) -> None:
+        self.rules.append(rule)
+        self.has_actions = self.has_actions or bool(rule.action)
 
     def action(self, body: Any) -> str:
         """The body key that names the action; "" for the rule without one.
@@ -71,11 +73,13 @@ class Endpoint:
           Invalid: there is no such action.
           NotFound: none of the rules is in the microversion.
         """
-        named = [rule for rule in self.rules if rule.action == action]
-        for rule in named:
-            if rule.since <= version <= rule.until:
-                return rule
-        if action and not named:
+        is_named = False
+        for rule in self.rules:
+            if rule.action == action:
+                if rule.since <= version <= rule.until:
+                    return rule
+                is_named = True
+        if action and not is_named:
             raise Invalid("action", f"There is no such action: {action[:80]}")
         raise NotFound("microversion", "The resource could not be found in the API version that the request asks for.")
 
@@ -88,8 +92,7 @@ class _Node:
     tails: dict[str, Endpoint] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """What a verb and path lead to, and the texts of the path's parameters."""
 
     endpoint: Endpoint
@@ -138,11 +141,15 @@ class Routes:
         nothing = not segments[-1] and ((api := self.api_at(path)) is None or api.family != Family.GLANCE)
         length = len(segments) - nothing
         allowed: set[str] = set()
+        if "%" in path:
+            try:
+                segments = [unquote(segment, errors="strict") for segment in segments]
+            except UnicodeDecodeError:
+                raise NotFound("path", "The resource could not be found.") from None
         for wanted in (verb, "GET") if verb == "HEAD" else (verb,):
-            for endpoints, values in self._reached(segments, length):
-                if wanted in endpoints:
-                    return Match(endpoints[wanted], values)
-                allowed.update(endpoints)
+            match = _search(self._root, wanted, segments, length, 0, (), allowed)
+            if match is not None:
+                return match
         if allowed:
             raise WrongMethod(verb, allowed | ({"HEAD"} if "GET" in allowed else set()))
         raise NotFound("path", "The resource could not be found.")
@@ -197,28 +204,28 @@ class Routes:
         for other in endpoint.rules:
             if other.action == rule.action and other.since <= rule.until and rule.since <= other.until:
                 raise ValueError(f"{other.method.name} has the same verb, path, action and microversions")
-        endpoint.rules.append(rule)
+        endpoint.add(rule)
 
-    def _reached(self, segments: list[str], length: int) -> Iterator[tuple[dict[str, Endpoint], tuple[str, ...]]]:
-        """The endpoints that a path of so many segments leads to, the best match first; a tail takes all the segments."""
-        try:
-            decoded = [unquote(segment, errors="strict") for segment in segments]
-        except UnicodeDecodeError:
-            return
 
-        def walk(node: _Node, position: int, values: tuple[str, ...]) -> Iterator[tuple[dict[str, Endpoint], tuple[str, ...]]]:
-            if position == length:
-                if node.endpoints:
-                    yield node.endpoints, values
-                return
-            segment = decoded[position]
-            if segment in node.static:
-                yield from walk(node.static[segment], position + 1, values)
-            if node.parameter is not None and segment:
-                yield from walk(node.parameter, position + 1, (*values, segment))
-            if node.tails and segment:
-                yield node.tails, (*values, "/".join(decoded[position:]))
-        yield from walk(self._root, 0, ())
+def _search(node: _Node, verb: str, segments: list[str], length: int, position: int, values: tuple[str, ...],
+            allowed: set[str]) -> Match | None:
+    """The best match below a node for a path of so many segments, of which a tail takes all; `allowed` gets the others' verbs."""
+    if position == length:
+        endpoint = node.endpoints.get(verb)
+        if endpoint is not None:
+            return Match(endpoint, values)
+        allowed.update(node.endpoints)
+        return None
+    segment = segments[position]
+    below = node.static.get(segment)
+    match = _search(below, verb, segments, length, position + 1, values, allowed) if below is not None else None
+    if match is None and node.parameter is not None and segment:
+        match = _search(node.parameter, verb, segments, length, position + 1, (*values, segment), allowed)
+    if match is None and node.tails and segment:
+        if verb in node.tails:
+            return Match(node.tails[verb], (*values, "/".join(segments[position:])))
+        allowed.update(node.tails)
+    return match
 
 
 def _http_rules(method: Method) -> Iterable[http_pb2.HttpRule]:

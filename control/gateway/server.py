@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from control.kernel.listeners import owner
 
@@ -36,6 +37,44 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+class _Joined:
+    """A connection's transport that sends the head of an answer together with what follows it.
+
+    Where nothing follows in the same turn of the event loop, the head goes alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport = transport
+        self._soon = loop.call_soon
+        self._held = b""
+        self.get_extra_info = transport.get_extra_info
+        self.is_closing = transport.is_closing
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            data, self._held = self._held + data, b""
+        elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n"):
+            self._held = data
+            self._soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            self._transport.write(data)
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -74,7 +113,7 @@ async def serve(app: Any, host: str, port: int, certificate: str | None = None, 
       CannotListen: the port is in use, or the address is not ours.
     """
     listener = listener or listen(host, port)
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None,
+    config = uvicorn.Config(app, http=_Protocol, ws="none", lifespan="off", access_log=False, log_config=None,
                             log_level="warning", server_header=False, proxy_headers=False, timeout_keep_alive=75,
                             ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=GRACE)
     server = _Server(config, started or asyncio.Event())

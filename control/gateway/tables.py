@@ -7,13 +7,14 @@ on: flatten anywhere but on one map with string keys, href on what is no string,
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import orjson
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.gateway import times
-from control.gateway._transcode import Form, Kind, Shape, Table, Wire
+from control.gateway._transcode import Form, Kind, Shape, Table
 from control.gateway.apis import field_options, in_json, number
 from control.gateway.context import Context
 from control.gateway.encoding import EMPTY_IS_NULL, NEXT_MARKER, WRAPPERS, is_map
@@ -22,6 +23,13 @@ from control.kernel.naming import enum_spelling, field_name
 from protos.brume.v1 import options_pb2
 
 _FOREVER = 2 ** 62
+
+
+class Wire(IntEnum):
+    """How a value stands in a message's bytes, by the numbers of protobuf's wire format."""
+
+    VARINT, FIXED64, BYTES_OF, FIXED32 = 0, 1, 2, 5
+
 
 _SCALARS = {
     FieldDescriptor.TYPE_INT32: (Kind.INT32, Wire.VARINT), FieldDescriptor.TYPE_INT64: (Kind.INT64, Wire.VARINT),

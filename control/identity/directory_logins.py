@@ -7,7 +7,6 @@ from argon2 import PasswordHasher
 from control.identity.directories import ASK, Directories
 from control.identity.passwords import Passwords
 from control.identity.sessions import Session, TokenAuthenticator
-from control.kernel.caller import Caller
 from control.kernel.database import Database
 
 
@@ -34,12 +33,8 @@ class DirectoryAuthenticator(TokenAuthenticator):
         super().__init__(db)
         self._directories = directories
 
-    async def authenticate(self, token: str) -> Caller:
-        caller = await super().authenticate(token)
-        if self._directories.is_external_id(caller.user_id) and token in self._known:
-            ends, _ = self._known[token]
-            self._known[token] = (min(ends, self._directories.good_until(caller.user_id)), caller)
-        return caller
+    def _good_until(self, session: Session) -> float:
+        return min(super()._good_until(session), self._directories.good_until(session.user.id))
 
     async def session(self, token: str) -> Session:
         session = await super().session(token)

@@ -35,7 +35,7 @@ from protos.identity.v1.roles_pb2 import Role
 from protos.identity.v1.trusts_pb2 import Trust
 from protos.identity.v1.users_pb2 import User
 
-#: Tokens remembered with what they are worth. One takes about 1 KiB; one that is forgotten costs 0.2 ms to judge again.
+#: Tokens remembered with what they are worth. One takes about 2 KiB; one that is forgotten costs 0.2 ms to judge again.
 REMEMBERED = 10_000
 
 #: Seconds to wait for a replica that has seen less than the one that issued a token.
@@ -182,25 +182,44 @@ def _revoked(record: ProjectRecord | Message, payload: TokenPayload) -> bool:
     return payload.issued_at <= record.revoked_before.ToMicroseconds()  # type: ignore[union-attr]
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A token as it was judged; the same object until something changes what it is worth."""
+
+    session: Session
+    caller: Caller
+    good_until: float                    # seconds since 1970
+
+
 class TokenAuthenticator:
     """kernel.rpc's Authenticator: in process, from the cache; remembers what tokens are worth until identity changes."""
 
     def __init__(self, db: Database, sealer: Sealer | None = None):
         self._db = db
         self._sealer = sealer or Sealer(db)
-        self._known: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
+        self._known: OrderedDict[str, Remembered] = OrderedDict()
         self._prefixes = frozenset(kind.prefix for kind in KINDS if kind is not LOGIN)
         self._listening = db.cache.listening(self._on_change)
         self._listening.__enter__()
 
     async def authenticate(self, token: str) -> Caller:
         """Who a token speaks for. Raises Unauthenticated if it is malformed, expired or revoked."""
+        return (await self.remembered(token)).caller
+
+    async def remembered(self, token: str) -> Remembered:
+        """What a token is worth, judged again where identity has changed since. Raises as authenticate() does."""
         known = self._known.get(token)
-        if known is not None and known[0] > time.time():
+        if known is not None and known.good_until > time.time():
             self._known.move_to_end(token)
-            return known[1]
+            return known
         session = await self.session(token)
-        caller = session.caller()
+        known = self._known[token] = Remembered(session, session.caller(), self._good_until(session))
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return known
+
+    def _good_until(self, session: Session) -> float:
+        """When a token ends by itself, as seconds since 1970."""
         ends = session.payload.expires_at
         for trust in chain_of(self._db, session.payload.trust_id):
             if trust.HasField("expires_at"):
@@ -210,10 +229,7 @@ class TokenAuthenticator:
         for member in memberships(self._db, "user", session.user.id):
             if member.HasField("expires_at"):
                 ends = min(ends, member.expires_at.ToMicroseconds())
-        self._known[token] = (ends / 1e6, caller)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return caller
+        return ends / 1e6
 
     async def session(self, token: str) -> Session:
         """All that a token is worth. Raises as authenticate() does."""

@@ -1,5 +1,6 @@
 """Serves tokens: issues, shows and ends them, and says what their holder can reach."""
 import time
+from collections import OrderedDict
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -9,7 +10,7 @@ from control.identity.authentication import Authentication
 from control.identity.holdings import SYSTEM, reachable, roles_on
 from control.identity.issuing import Issuer
 from control.identity.model import PROJECT, REVOCATION, USER, domain_of
-from control.identity.sessions import Session, TokenAuthenticator
+from control.identity.sessions import Remembered, TokenAuthenticator
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid, NotFound, Unauthenticated
 from control.kernel.listing import page
@@ -23,6 +24,9 @@ from protos.identity.v1.records_pb2 import Revocation
 #: Expired revocations that one revocation sweeps; more than one each, so that they never pile up.
 SWEPT = 20
 
+#: Answers about tokens remembered. One takes some 10 KiB with a catalog; each is good for as long as its token is remembered.
+SHOWN = 1000
+
 #: Revocation events in one answer at most.
 MAX_EVENTS = 10_000
 
@@ -35,6 +39,7 @@ class Tokens:
         self._authentication = authentication
         self._authenticator = authenticator
         self._issuer = issuer
+        self._shown: OrderedDict[tuple[str, bool], tuple[Remembered, pb.ShowTokenResponse]] = OrderedDict()
 
     async def IssueToken(self, request: pb.IssueTokenRequest, call: Call) -> pb.IssueTokenResponse:
         if not request.HasField("auth") or not request.auth.HasField("identity"):
@@ -45,12 +50,20 @@ class Tokens:
         return await self._issuer.issue(proof, scope, explicit=explicit, catalog=catalog_wanted(request.query))
 
     async def ShowToken(self, request: pb.ShowTokenRequest, call: Call) -> pb.ShowTokenResponse:
-        session = await self._subject(request.subject_token, call, "validate_token")
-        return pb.ShowTokenResponse(subject_token=request.subject_token,
-                                    token=self._issuer.shown(session, catalog=catalog_wanted(request.query)))
+        known = await self._subject(request.subject_token, call, "validate_token")
+        key = request.subject_token, catalog_wanted(request.query)
+        judged, answer = self._shown.get(key, (None, None))
+        if answer is None or judged is not known:
+            answer = pb.ShowTokenResponse(subject_token=request.subject_token,
+                                          token=self._issuer.shown(known.session, catalog=key[1]))
+            self._shown[key] = known, answer
+            if len(self._shown) > SHOWN:
+                self._shown.popitem(last=False)
+        self._shown.move_to_end(key)
+        return answer
 
     async def RevokeToken(self, request: pb.RevokeTokenRequest, call: Call) -> Empty:
-        payload = (await self._subject(request.subject_token, call, "revoke_token", writes=True)).payload
+        payload = (await self._subject(request.subject_token, call, "revoke_token", writes=True)).session.payload
 
         def decide(transaction: Transaction) -> None:
             present = time.time()
@@ -99,18 +112,18 @@ class Tokens:
         held = roles_on(self._db, call.caller.user_id, *SYSTEM)
         return pb.ListReachableSystemsResponse(system=[SystemScope(all=True)] if held else [])
 
-    async def _subject(self, token: str, call: Call, action: str, *, writes: bool = False) -> Session:
-        """The session of a token that somebody shows us: their own user's, or any for who may."""
+    async def _subject(self, token: str, call: Call, action: str, *, writes: bool = False) -> Remembered:
+        """What a token is worth that somebody shows us: their own user's, or any for who may."""
         if not token:
             raise Invalid("token.subject", "Expecting to find X-Subject-Token in the request's headers.")
         try:
-            session = await self._authenticator.session(token)
+            known = await self._authenticator.remembered(token)
         except Unauthenticated as error:
             raise NotFound("token.missing", "Could not find token.") from error
         may = call.caller.is_admin if writes else access.reads_all(call.caller)
-        if session.user.id != call.caller.user_id and not may:
+        if known.session.user.id != call.caller.user_id and not may:
             raise access.denied(action)
-        return session
+        return known
 
 
 def catalog_wanted(query) -> bool:

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import random
 import re
 import time
-import uuid
-from collections.abc import AsyncGenerator, Callable
+import types
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,12 +40,18 @@ MAX_MESSAGE = 4 * 1024 * 1024
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 
+def new_request_id() -> str:
+    """ "req-" and a random UUID, which tells calls apart and is no secret."""
+    made = f"{random.getrandbits(128):032x}"
+    return f"req-{made[:8]}-{made[8:12]}-4{made[13:16]}-{'89ab'[int(made[16], 16) & 3]}{made[17:20]}-{made[20:]}"
+
+
 @dataclass(slots=True)
 class Call:
     """One call in progress: what it came with, and what the answer carries beside its message."""
 
     token: str = ""
-    request_id: str = field(default_factory=lambda: f"req-{uuid.uuid4()}")
+    request_id: str = field(default_factory=new_request_id)
     microversion: tuple[int, int] | None = None    # None: the native API, which has everything
     remote: str = ""
     base_url: str = ""                             # "http://host:5000" as the client wrote it; "" for gRPC
@@ -86,14 +93,12 @@ class Method:
     policy: str                      # as the option says: a rule's name, or an expression
     rule: str = ""                   # the name of its own rule
     find: Finder | None = None       # what its service knows of a request's target
+    client_streaming: bool = field(init=False)
+    server_streaming: bool = field(init=False)
 
-    @property
-    def client_streaming(self) -> bool:
-        return self.descriptor.client_streaming
-
-    @property
-    def server_streaming(self) -> bool:
-        return self.descriptor.server_streaming
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "client_streaming", self.descriptor.client_streaming)
+        object.__setattr__(self, "server_streaming", self.descriptor.server_streaming)
 
 
 class Dispatcher:
@@ -137,8 +142,7 @@ class Dispatcher:
             await self._enter(method, request, call)
             if method.client_streaming:
                 return await method.handler(request, call)
-            async with asyncio.timeout(call.timeout):
-                return await method.handler(request, call)
+            return await _within(method.handler(request, call), call.timeout)
         except BaseException as error:
             outcome = type(error).__name__
             known = _known(method, error)
@@ -192,6 +196,37 @@ class Dispatcher:
         call.decided = method.policy != "authenticated" or self.policy.is_override(method.rule)
 
 
+async def _within(handler: Coroutine[Any, Any, Message], seconds: float) -> Message:
+    """What a handler returns. Raises TimeoutError where it has to wait for longer than that.
+
+    Most handlers never wait: a timer is set up only when one does.
+    """
+    try:
+        awaited = handler.send(None)
+    except StopIteration as done:
+        return done.value
+    async with asyncio.timeout(seconds):
+        return await _resumed(handler, awaited)
+
+
+@types.coroutine
+def _resumed(handler: Coroutine[Any, Any, Message], awaited: Any) -> Generator[Any, Any, Message]:
+    """The rest of a coroutine that has begun and waits for something: what `await` would do from here on."""
+    while True:
+        try:
+            try:
+                sent = yield awaited
+            except GeneratorExit:
+                handler.close()
+                raise
+            except BaseException as error:
+                awaited = handler.throw(error)
+            else:
+                awaited = handler.send(sent)
+        except StopIteration as done:
+            return done.value
+
+
 _HINTS = {"reader": " needs the role reader in a project", "member": " needs the role member in a project",
           "admin": " needs the role admin"}
 
@@ -234,6 +269,8 @@ def _known(method: Method, error: BaseException) -> BaseException:
 
 
 def _log_call(method: Method, call: Call, outcome: str, started: float) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
     caller = call.caller_or_none
     log.info("%s %s %.1f ms user=%s project=%s from=%s", method.name, outcome, (time.perf_counter() - started) * 1000,
              caller.user_id if caller else "-", (caller.project_id if caller else "") or "-", call.remote or "-")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from google.protobuf import json_format, struct_pb2
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toycompute.v1 import servers_pb2 as toy
 
@@ -67,6 +67,7 @@ def messages(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(messages())
+@example(toy.EchoMessage(any=struct_pb2.Value(number_value=-0.0)))
 def test_what_is_encoded_decodes_to_the_same_message(message):
     assert decoded(codec.parse(encoded(message))) == message
 

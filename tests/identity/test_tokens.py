@@ -2,11 +2,13 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 import pytest
 
 from control.identity import sealing, service
 from control.identity.model import TOKEN_KEY
+from control.kernel.errors import Unauthenticated
 from tests.identity.conftest import PASSWORDS, URL, Cloud, made, replica
 
 DEFAULT = {"id": "default"}
@@ -186,6 +188,35 @@ async def test_disabling_a_domain_ends_the_tokens_of_its_users_and_projects(clou
     assert (await cloud.log_in("insider", "pw", domain=domain)).status == 401
 
 
+async def test_what_is_shown_of_a_token_is_what_is_true_now(cloud: Cloud, admin) -> None:
+    token = await cloud.token("demo")
+
+    async def shown(query: str = "") -> dict[str, Any]:
+        reply = await admin("GET", f"/v3/auth/tokens{query}", headers={"x-subject-token": token})
+        assert reply.status == 200 and reply.headers["x-subject-token"] == token
+        return reply.json["token"]
+
+    first = await shown()
+    assert await shown() == first and "catalog" not in await shown("?nocatalog") and await shown() == first
+    user_id, project_id = first["user"]["id"], first["project"]["id"]
+    role = (await admin("POST", "/v3/roles", json_body={"role": {"name": "extra"}})).json["role"]
+    assert (await admin("PUT", f"/v3/projects/{project_id}/users/{user_id}/roles/{role['id']}")).status == 204
+    assert {each["name"] for each in (await shown())["roles"]} == {each["name"] for each in first["roles"]} | {"extra"}
+    assert (await admin("PATCH", f"/v3/projects/{project_id}", json_body={"project": {"name": "renamed"}})).status == 200
+    assert (await shown())["project"]["name"] == "renamed"
+    service = first["catalog"][0]
+    assert (await admin("PATCH", f"/v3/services/{service['id']}", json_body={"service": {"enabled": False}})).status == 200
+    assert service["id"] not in {each["id"] for each in (await shown())["catalog"]}
+    assert (await admin("DELETE", "/v3/auth/tokens", headers={"x-subject-token": token})).status == 204
+    assert (await admin("GET", "/v3/auth/tokens", headers={"x-subject-token": token})).status == 404
+
+
+async def test_a_remembered_answer_is_for_those_alone_who_may_see_it(cloud: Cloud, demo, admin) -> None:
+    token = await cloud.token("admin")
+    assert (await admin("GET", "/v3/auth/tokens", headers={"x-subject-token": token})).status == 200
+    assert (await demo("GET", "/v3/auth/tokens", headers={"x-subject-token": token})).status == 403
+
+
 async def test_another_replica_refuses_a_revoked_token_and_takes_a_new_one_at_once(cloud: Cloud, store) -> None:
     async with replica(store) as other:
         token = await cloud.token("demo")
@@ -199,9 +230,12 @@ async def test_an_expired_token_is_refused_though_it_was_remembered(cloud: Cloud
     token = await cloud.token("demo")
     client = cloud.client_of(token)
     assert (await client("GET", "/v3/auth/projects")).status == 200
+    assert (await client("GET", "/v3/auth/tokens", headers={"x-subject-token": token})).status == 200
     later = time.time() + sealing.LIFETIME.total_seconds() + 1
     monkeypatch.setattr(time, "time", lambda: later)
     monkeypatch.setattr(time, "time_ns", lambda: int(later * 1e9))
+    with pytest.raises(Unauthenticated):
+        await cloud.authenticator.remembered(token)
     assert (await client("GET", "/v3/auth/projects")).status == 401
 
 

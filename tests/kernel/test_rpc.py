@@ -50,6 +50,11 @@ class Tokens:
         return CALLERS[token]
 
 
+async def broken() -> None:
+    await asyncio.sleep(0)
+    raise RuntimeError("broken")
+
+
 class Toys:
     """Does what the request says."""
 
@@ -62,6 +67,19 @@ class Toys:
                 raise RuntimeError("the password is swordfish")
             case "hang":
                 await asyncio.Event().wait()
+            case "wait":
+                await asyncio.sleep(0)
+                with pytest.raises(RuntimeError, match="broken"):
+                    await asyncio.gather(asyncio.sleep(0.001), broken())
+                async with asyncio.timeout(5):
+                    await asyncio.sleep(0.001)
+            case "close":
+                try:
+                    await asyncio.sleep(0)
+                    await asyncio.Event().wait()
+                finally:
+                    await asyncio.sleep(0)
+                    self.closed.set()
             case name if hasattr(errors, name):
                 raise getattr(errors, name)(f"toy.{name}", f"said {name}")
         return StringValue(value=f"{call.caller_or_none.user_id if call.caller_or_none else 'nobody'}:{request.value}")
@@ -142,6 +160,24 @@ async def test_a_known_error_keeps_its_cause_and_is_not_its_own(dispatcher):
 async def test_a_call_ends_at_its_deadline(dispatcher):
     with pytest.raises(errors.Unavailable, match="deadline"):
         await ask(dispatcher, "Open", "hang", timeout=0.01)
+
+
+async def test_a_handler_may_wait_for_several_things_and_catch_what_they_raise(dispatcher):
+    assert await ask(dispatcher, "Open", "wait") == "nobody:wait"
+
+
+async def test_a_handler_cleans_up_at_its_deadline_and_when_its_call_is_cancelled(dispatcher, toys):
+    with pytest.raises(errors.Unavailable, match="deadline"):
+        await ask(dispatcher, "Open", "close", timeout=0.01)
+    assert toys.closed.is_set()
+    toys.closed.clear()
+    task = asyncio.ensure_future(ask(dispatcher, "Open", "close"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert toys.closed.is_set()
 
 
 async def test_each_call_leaves_one_line_with_who_and_how_it_ended(dispatcher, caplog):
