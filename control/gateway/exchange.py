@@ -61,8 +61,9 @@ class Exchange:
             scheme = self.headers.get("x-forwarded-proto", scheme).split(",")[0].strip().lower()
             host = self.headers.get("x-forwarded-host", host).split(",")[0].strip()
         if len(host) > MAX_HOST or (base := _base(scheme, host)) is None:
-            address = self._scope.get("server") or ("localhost", None)
-            base = _base(scheme, address[0] if address[1] is None else f"{address[0]}:{address[1]}")
+            name, port = self._scope.get("server") or ("localhost", None)
+            name = f"[{name}]" if ":" in name else name
+            base = _base(scheme, name if port is None else f"{name}:{port}")
         return base or "http://localhost"
 
     def query(self) -> list[tuple[str, str]]:

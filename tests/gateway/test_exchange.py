@@ -7,6 +7,7 @@ from toyimage.v1 import images_pb2 as image
 
 from control.gateway.app import Gateway
 from control.gateway.codec import MAX_BODY
+from control.gateway.exchange import Exchange
 from tests.api.client import Client
 
 
@@ -68,6 +69,16 @@ async def test_a_download_stops_when_the_client_is_gone(dispatcher):
              "headers": [(b"x-auth-token", b"member")]}
     await asyncio.wait_for(gateway(scope, receive, send), 10)
     assert 3 <= len(yielded) < 100
+
+
+@pytest.mark.parametrize(("host", "address", "base"), [
+    ("cloud:5000", ("192.0.2.1", 5000), "http://cloud:5000"), ("[::1]:5000", ("::1", 5000), "http://[::1]:5000"),
+    ("", ("192.0.2.1", 5000), "http://192.0.2.1:5000"), ("a/b", ("::1", 5000), "http://[::1]:5000"),
+    ("h" * 300, ("192.0.2.1", 80), "http://192.0.2.1:80"), ("a b", None, "http://localhost")])
+def test_links_begin_with_the_host_that_was_written_or_else_with_the_listeners_address(host, address, base):
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host.encode())], "scheme": "http",
+             "server": address}
+    assert Exchange(scope, None, None).base_url(None, ()) == base
 
 
 async def test_forwarded_headers_count_from_a_trusted_proxy_and_a_base_url_overrides_all(dispatcher):
