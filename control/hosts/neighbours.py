@@ -35,7 +35,7 @@ class Inventories(Protocol):
         """The id of a host that was not there before. Raises Conflict where its name is taken."""
 
     def refresh(self, transaction: Transaction, host: HostRecord) -> None:
-        """Take over what a host's inventory says."""
+        """Take over what a host's inventory says; nothing where that is known."""
 
 
 class ImageBytes(Protocol):

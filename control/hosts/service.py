@@ -213,6 +213,7 @@ class Hosts:
 def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventories) -> None:
     host = transaction.get(fleet.HOST, hello.host)
     if host and host.up and host.inventory == hello.inventory:
+        inventories.refresh(transaction, host)
         return
     if host is None:
         host = HostRecord(name=hello.host, id=inventories.new_id(transaction, hello.host), created_at=clock.now())

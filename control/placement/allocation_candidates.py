@@ -1,4 +1,6 @@
 """The servicer of allocation candidates: asks the view's forest, and writes what it says as the microversion has it."""
+import functools
+
 from google.protobuf.struct_pb2 import ListValue
 
 from control.kernel.database import Database
@@ -54,9 +56,14 @@ class AllocationCandidates:
         return {uuid: _summary(forest.nodes[uuid], classes, version) for uuid in uuids}
 
 
+@functools.lru_cache(1000)
+def _sorted(traits: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(traits))
+
+
 def _summary(node: Node, classes: set[str] | None, version: int) -> pb.ProviderSummary:
     return pb.ProviderSummary(
         resources={name: pb.ClassSummary(capacity=stock.capacity, used=stock.used) for name, stock in node.stocks.items()
                    if classes is None or name in classes},
-        traits=sorted(node.traits) if version >= 17 else (), parent_provider_uuid=node.parent or None,
+        traits=_sorted(node.traits) if version >= 17 else (), parent_provider_uuid=node.parent or None,
         root_provider_uuid=node.root)

@@ -207,6 +207,9 @@ class _Search:
 
     def tree(self, root: str) -> Iterator[Candidate]:
         """The candidates of one tree."""
+        members = self._forest.trees[root]
+        if len(members) == 1 and root not in self._sharing and not self._may_serve(members[root]):
+            return
         if self._order == [""]:          # one by one: there may be many more than are wanted
             for service in self._together(self._request.groups[""], root):
                 if (candidate := self._candidate([service])) is not None:
@@ -220,6 +223,13 @@ class _Search:
                 return
             options.append(services)
         yield from self._combine(options, [])
+
+    def _may_serve(self, node: Node) -> bool:
+        """Whether a provider could serve each group alone: of most trees there is no more to ask."""
+        return all(
+            _has_each(group.required, node.traits) and group.forbidden.isdisjoint(node.traits)
+            and all(name in node.stocks and node.stocks[name].gives(amount) for name, amount in group.resources.items())
+            for group in self._request.groups.values())
 
     def _combine(self, options: list[list[Service]], chosen: list[Service]) -> Iterator[Candidate]:
         """Go through the services of each group in turn, giving a branch up when it takes too much."""

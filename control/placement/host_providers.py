@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from control.kernel import clock
 from control.kernel.database import Transaction
 from control.kernel.errors import Conflict
 from control.kernel.fleet import DISK_GB, MEMORY_MB, PROVIDER, PROVIDER_NAME, USAGE, VCPU
@@ -41,7 +40,7 @@ class HostProviders:
         return taken.uuid
 
     def refresh(self, transaction: Transaction, host: HostRecord) -> None:
-        """Make or change a host's root provider after the host's own report."""
+        """Make or change a host's root provider after the host's own report; nothing where it is like that."""
         provider = transaction.get(PROVIDER, host.id) or trees.create(transaction, host.id, host.name)
         before = Provider()
         before.CopyFrom(provider)
@@ -53,10 +52,8 @@ class HostProviders:
             elif usage is None or not usage.used.get(name):
                 provider.inventories.pop(name, None)
         if provider != before:
-            provider.generation += 1
-            provider.updated_at.CopyFrom(clock.now())
+            trees.changed(transaction, provider)
             transaction.guard_unchanged(USAGE, host.id)
-        transaction.put(PROVIDER, provider)
 
     def _set_total(self, provider: Provider, name: str, total: int) -> None:
         if name not in provider.inventories:

@@ -234,6 +234,12 @@ class Providers:
     async def ListTraits(self, request, call):
         return placement.Traits(traits=["HW_CPU_X86_AVX2"])
 
+    async def CreateProvider(self, request, call):
+        return placement.Provider(uuid=request.uuid)
+
+    async def ListUsages(self, request, call):
+        return placement.Usages(usages={"VCPU": 2}, last_modified=Timestamp(seconds=1767225601))
+
     async def PutAllocations(self, request, call):
         return request
 

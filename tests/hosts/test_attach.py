@@ -215,3 +215,18 @@ async def test_images_are_streamed_and_an_unknown_one_is_not_found(world):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub("one").FetchImage(pb.FetchImageRequest(sha512="other")).read()
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_host_that_is_up_without_a_provider_gets_it_when_its_agent_attaches_again(world):
+    database, _, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    record = database.get(fleet.HOST, "one")
+    await database.transact(lambda tx: [tx.delete(fleet.PROVIDER, record.id), tx.delete(fleet.PROVIDER_NAME, "one")])
+    again = stub("one").Attach()
+    await again.write(hello("one"))
+    await again.read()
+    assert database.get(fleet.PROVIDER, record.id).inventories["MEMORY_MB"].total == 8192
+    again.cancel()
+    call.cancel()
