@@ -15,6 +15,9 @@ DEBUG = bool(os.environ.get("SCHEDULER_DEBUG"))      # bounds checks in the kern
 def compile_protos() -> None:
     """Generate *_pb2 modules beside every .proto that is newer than its module, and the comments of them all."""
     protos = sorted(ROOT.glob("protos/**/*.proto"))
+    for made in ROOT.glob("protos/**/*_pb2*.py*"):       # of a proto that went, and would be loaded beside its successor
+        if not made.with_name(made.name.split("_pb2")[0] + ".proto").exists():
+            made.unlink()
     wanted = [path for path in protos
               if not (made := path.with_name(path.stem + "_pb2.py")).exists()
               or made.stat().st_mtime < path.stat().st_mtime]

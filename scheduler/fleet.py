@@ -228,7 +228,7 @@ class Fleet:
 
     def hold_many(self, held: Sequence[tuple[str, str, Amounts, str]]) -> None:
         """Claim for many what they hold of their host's first row: (consumer, host, amounts, group or "")."""
-        import numpy as np      # only a cloud with servers needs it
+        import numpy as np  # only a cloud with servers needs it
 
         self._widen({name for each in {amounts for _, _, amounts, _ in held} for name, _ in each})
         if self._shape_room < len(self.shapes) + len({amounts for _, _, amounts, _ in held}):
