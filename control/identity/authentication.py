@@ -15,15 +15,19 @@ from control.identity.passwords import Passwords
 from control.identity.sealing import Sealer
 from control.identity.second_factor import SecondFactor
 from control.identity.sessions import Session, TokenAuthenticator, refused
+from control.identity.signed_requests import SignedHeaders, SignedRequests
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid
+from control.kernel.rpc import Call
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
+from protos.identity.v1.oauth1_pb2 import AccessToken
 from protos.identity.v1.records_pb2 import TokenPayload, UserRecord
 from protos.identity.v1.tokens_pb2 import ApplicationCredentialMethod, AuthDomain, AuthIdentity, AuthUser, TotpUser
 
 METHODS = {"password": TokenPayload.PASSWORD, "token": TokenPayload.TOKEN,
-           "application_credential": TokenPayload.APPLICATION_CREDENTIAL, "totp": TokenPayload.TOTP}
+           "application_credential": TokenPayload.APPLICATION_CREDENTIAL, "totp": TokenPayload.TOTP,
+           "oauth1": TokenPayload.OAUTH1}
 SPELLINGS = {number: name for name, number in METHODS.items()}
 
 
@@ -35,6 +39,7 @@ class Proof:
     methods: set[TokenPayload.Method] = field(default_factory=set)
     session: Session | None = None                        # of the token that it was proven with
     credential: ApplicationCredential | None = None
+    access_token: AccessToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,11 @@ class Authentication:
         self.compliance = compliance or Compliance()
         self._logins = Logins(db, self.compliance)
         self._second = SecondFactor(db, Sealer(db))
+        self._signed = SignedRequests(db)
 
-    async def prove(self, identity: AuthIdentity, receipt: str = "") -> Proof:
-        """Who the credentials of every method named belong to. `receipt` tells of methods that were proven before.
+    async def prove(self, identity: AuthIdentity, receipt: str = "", signed: tuple[SignedHeaders, Call] | None = None) -> Proof:
+        """Who the credentials of every method named belong to. `receipt` tells of methods that were proven before,
+        `signed` what an HTTP request says of its signature.
 
         Raises Invalid for what is incomplete, else Unauthenticated; Insufficient where the user has to prove more.
         """
@@ -84,6 +91,9 @@ class Authentication:
                     session = await self._authenticator.session(identity.token.id)
                     proofs.append(Proof(session.user.id, {TokenPayload.TOKEN, *session.payload.methods}, session,
                                         session.credential))
+                case "oauth1" if signed is not None:
+                    token = (await self._signed.access_token(*signed)).access_token
+                    proofs.append(Proof(token.authorizing_user_id, {TokenPayload.OAUTH1}, access_token=token))
                 case _:
                     credential = await self._application_credential(identity.application_credential)
                     proofs.append(Proof(credential.user_id, {TokenPayload.APPLICATION_CREDENTIAL}, None, credential))
@@ -92,10 +102,10 @@ class Authentication:
             if other.user_id != proof.user_id:
                 raise refused("auth.users")
             proof = Proof(proof.user_id, proof.methods | other.methods, proof.session or other.session,
-                          proof.credential or other.credential)
+                          proof.credential or other.credential, proof.access_token or other.access_token)
         if receipt:
             proof.methods |= self._second.open(receipt, proof.user_id)
-        if proof.credential is None:           # who has one has logged in with all that it takes before
+        if proof.credential is None and proof.access_token is None:     # who has one has logged in with all that it takes
             self._second.require(proof.user_id, {method: SPELLINGS.get(method, "") for method in proof.methods})
         return proof
 
@@ -181,6 +191,8 @@ class Authentication:
         """What the token shall be for, and whether the caller said so. Raises Invalid for a shape that is none."""
         if proof.credential is not None:
             return Scope(project_id=proof.credential.project_id), True
+        if proof.access_token is not None:
+            return Scope(project_id=proof.access_token.project_id), True
         if wanted is None or wanted.WhichOneof("kind") in (None, "null_value"):
             return self._usual(proof.user_id), False
         if wanted.string_value == "unscoped":

@@ -4,12 +4,14 @@ import dataclasses
 from google.protobuf.descriptor import ServiceDescriptor
 
 from control.identity.access_rules import AccessRules
+from control.identity.access_tokens import AccessTokens
 from control.identity.application_credentials import ApplicationCredentials
 from control.identity.assignments import Assignments
 from control.identity.authentication import Authentication
 from control.identity.bootstrap import bootstrap
 from control.identity.catalog import Catalog
 from control.identity.compliance import Compliance
+from control.identity.consumers import Consumers
 from control.identity.credentials import Credentials
 from control.identity.domain_configs import DomainConfigs
 from control.identity.domains import Domains
@@ -43,6 +45,7 @@ from protos.identity.v1 import (
     groups_pb2,
     limits_pb2,
     memberships_pb2,
+    oauth1_pb2,
     policies_pb2,
     projects_pb2,
     roles_pb2,
@@ -83,6 +86,8 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (DomainConfigs(db, dataclasses.asdict(compliance) if compliance else None), domain_configs_pb2, "DomainConfigs"),
         (ApplicationCredentials(db, passwords, authenticator), application_credentials_pb2, "ApplicationCredentials"),
         (AccessRules(db), application_credentials_pb2, "AccessRules"),
+        (Consumers(db), oauth1_pb2, "Consumers"),
+        (AccessTokens(db), oauth1_pb2, "AccessTokens"),
     ]
     targets = Targets(db)
     for servicer, _, _ in made:
