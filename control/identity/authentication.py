@@ -18,7 +18,7 @@ from control.identity.sessions import Session, TokenAuthenticator, refused
 from control.identity.signed_requests import SignedHeaders, SignedRequests
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Invalid
+from control.kernel.errors import Invalid, NotFound, Unauthenticated
 from control.kernel.rpc import Call
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
 from protos.identity.v1.oauth1_pb2 import AccessToken
@@ -69,7 +69,8 @@ class Authentication:
         """Who the credentials of every method named belong to. `receipt` tells of methods that were proven before,
         `signed` what an HTTP request says of its signature.
 
-        Raises Invalid for what is incomplete, else Unauthenticated; Insufficient where the user has to prove more.
+        Raises Invalid for what is incomplete, NotFound for a token that does not hold, else Unauthenticated;
+        Insufficient where the user has to prove more.
         """
         methods = list(dict.fromkeys(identity.methods))
         if not methods:
@@ -88,7 +89,7 @@ class Authentication:
                 case "totp":
                     proofs.append(Proof(await self._passcode(identity.totp.user), {TokenPayload.TOTP}))
                 case "token":
-                    session = await self._authenticator.session(identity.token.id)
+                    session = await self._exchanged(identity.token.id)
                     proofs.append(Proof(session.user.id, {TokenPayload.TOKEN, *session.payload.methods}, session,
                                         session.credential))
                 case "oauth1" if signed is not None:
@@ -108,6 +109,13 @@ class Authentication:
         if proof.credential is None and proof.access_token is None:     # who has one has logged in with all that it takes
             self._second.require(proof.user_id, {method: SPELLINGS.get(method, "") for method in proof.methods})
         return proof
+
+    async def _exchanged(self, token: str) -> Session:
+        """The session of a token that is exchanged for another. Raises NotFound, as Keystone does, for one that does not hold."""
+        try:
+            return await self._authenticator.session(token)
+        except Unauthenticated as error:
+            raise NotFound("token.missing", "Could not find token.") from error
 
     async def password(self, wanted: AuthUser) -> str:
         """The id of the user whose password this is. A hash made with old parameters is made anew.
