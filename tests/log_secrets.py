@@ -32,6 +32,9 @@ TELLING = 20
 LOGGERS = ("control", "agents", "scheduler", "ldap3", "uvicorn", "oauthlib.oauth1.rfc5849.endpoints",
            "oauthlib.oauth1.rfc5849.signature")
 
+#: Between where a line is from and the line.
+_MARK = "\x1f"
+
 _WORD = re.compile(rf"[A-Za-z0-9_-]{{{TELLING},}}")
 _TOKEN = re.compile(rf"[A-Za-z0-9_-]{{{TELLING},}}=*\Z")
 
@@ -90,23 +93,29 @@ class Watch:
         except ValueError:
             self.note(blob)
 
-    def log(self, text: str) -> None:
-        self._lines.write(text + "\n")
+    def log(self, text: str, where: str = "") -> None:
+        """Keep what was logged. `where` is not looked into: the name of a test may have its parameters in it."""
+        for line in text.splitlines():
+            self._lines.write(f"{where}{_MARK}{line}\n")
 
     def read(self, path: Path) -> None:
         """Look into a log file, or all of a directory, of another process."""
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 for line in file.read_text(errors="replace").splitlines():
-                    self.log(f"{file.name}: {line}")
+                    self.log(line, file.name)
 
     def findings(self) -> list[str]:
         """The lines that have a secret in them."""
         self._lines.seek(0)
         words = "|".join(re.escape(secret) for secret in sorted(self._short))
         short = re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None
-        return [line.rstrip() for line in self._lines
-                if any(word.group()[:TELLING] in self._long for word in _WORD.finditer(line)) or (short and short.search(line))]
+        found = []
+        for kept in self._lines:
+            where, _, line = kept.rstrip("\n").partition(_MARK)
+            if any(word.group()[:TELLING] in self._long for word in _WORD.finditer(line)) or (short and short.search(line)):
+                found.append(f"{where}: {line}" if where else line)
+        return found
 
 
 class _Handler(logging.Handler):
@@ -117,7 +126,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self._watch.log(f"{test}: {self.format(record)}")
+        self._watch.log(self.format(record), test)
 
 
 #: The session's.

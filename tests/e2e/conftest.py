@@ -22,8 +22,8 @@ def cloud() -> Iterator[Cloud]:
         cloud.up()
         yield cloud
     finally:
-        for login in ("admin", "demo"):
-            WATCH.note((state_dir / f"{login}.password").read_text().strip())
+        for secret in state_dir.glob("*.password"):
+            WATCH.note(secret.read_text().strip())
         WATCH.read(state_dir / "log")
         keep = os.environ.get("BRUME_KEEP_LOGS")
         if keep and (state_dir / "log").exists():
