@@ -13,7 +13,7 @@ PACKAGES := etcd-server \
 	slapd \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
-.PHONY: cloud test conformance schemas fuzz system environment clean
+.PHONY: cloud test conformance commands schemas fuzz system environment clean
 
 cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume up
@@ -24,6 +24,9 @@ test: environment  ## All tests, the real virtual machine among them
 
 conformance: environment  ## Tempest against a cloud of its own; ARGUMENTS="--only identity", "--check", "--json", ...
 	$(SUDO) $(VENV)/bin/python tests/conformance/tempest/run.py $(ARGUMENTS)
+
+commands: environment  ## Every identity command of the openstack client, the lock file's and Debian 12's, against a cloud of its own
+	$(SUDO) $(VENV)/bin/python tests/conformance/identity_commands.py $(ARGUMENTS)
 
 schemas: environment  ## Made-up calls of every operation of the OpenAPI documents, against a cloud of its own
 	$(SUDO) $(VENV)/bin/python tests/conformance/schemathesis_run.py --cases $(or $(CASES),10000) $(ARGUMENTS)
@@ -55,4 +58,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml setup.py $(shell find proto
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-tempest .venv-schemas .venv-canaille
+	rm -rf build dist *.egg-info $(VENV) .venv-tempest .venv-schemas .venv-canaille .venv-openstackclient

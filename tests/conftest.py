@@ -15,6 +15,9 @@ from control.kernel.etcd_client import Client, prefix_range, rpc_pb2
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.pki import Credentials
 from control.kernel.store import MemoryStore
+from tests.log_secrets import nothing_secret_is_logged
+
+__all__ = ["nothing_secret_is_logged"]       # every session has it
 
 
 class Etcd:

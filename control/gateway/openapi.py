@@ -16,7 +16,7 @@ from control.gateway.schemas import ANSWER, CREATE, INPUT, Schema, Schemas, boun
 from control.kernel.naming import field_name
 
 #: Headers that OpenAPI describes elsewhere, or that HTTP itself sees to.
-_NOT_PARAMETERS = frozenset({"accept", "content-type", "authorization", "content-length", "x-auth-token"})
+_NOT_PARAMETERS = frozenset({"accept", "content-type", "authorization", "content-length", "host", "x-auth-token"})
 
 _FORMS: dict[str, Schema] = {"google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
                              "google.protobuf.Value": {"type": "string"}}

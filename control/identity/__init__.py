@@ -35,5 +35,8 @@ Keys:
     /identity/endpoint-grants/<project>/<"endpoint" or "group">/<id>   EndpointGrant
     /identity/registered-limits|limits/<id>  RegisteredLimit, Limit
     /identity/domain-configs/<domain>        DomainConfigRecord
+    /identity/consumers/<id>                 ConsumerRecord
+    /identity/request-tokens|access-tokens/<id>                    RequestToken, AccessTokenRecord
+    /identity/signed-requests/<hash>         SignedRequestMark, until the request is too old anyway
     /identity/revocations/<audit id>         Revocation, until the token would have ended anyway
 """

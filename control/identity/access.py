@@ -28,6 +28,12 @@ def require_self(call: Call, user_id: str, action: str) -> None:
         require_reader(call, action)
 
 
+def require_undelegated(call: Call, action: str) -> None:
+    """What nobody can do with a token that somebody else's leave is behind, or a program's secret: it would reach further."""
+    if call.caller.is_delegated:
+        raise forbidden("identity.delegated", f"a token that was got by delegation cannot {action}")
+
+
 def require_name(filters: Iterable[QueryParameter], action: str) -> None:
     """A list that asks for one name: clients that know a thing of their own by its name find it so, and nothing else.
 

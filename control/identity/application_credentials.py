@@ -105,9 +105,9 @@ class ApplicationCredentials:
     async def _session(self, call: Call) -> Session:
         """The caller's session. Raises Denied where it came from a trust, or from a credential that may not manage others."""
         session = await self._authenticator.session(call.token)
-        if session.payload.trust_id:
+        if session.payload.trust_id or session.payload.access_token_id:
             raise access.forbidden("identity.credential.trust",
-                                   "a token from a trust cannot manage application credentials")
+                                   "a token from a trust or an access token cannot manage application credentials")
         if session.credential is not None and not session.credential.unrestricted:
             raise access.forbidden("identity.credential.restricted",
                                    "a restricted application credential cannot manage application credentials")

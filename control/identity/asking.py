@@ -30,13 +30,17 @@ class Asking:
         self._before = Before(db, directories)
 
     def __getattr__(self, name: str) -> Any:
-        handler, before = getattr(self._servicer, name), _BEFORE.get(name)
-        if before is None:
+        handler, before, after = getattr(self._servicer, name), _BEFORE.get(name), _AFTER.get(name)
+        if before is None and after is None:
             return handler
 
         async def asked(request: Any, call: Call) -> Any:
-            await before(self._before, request, call)
-            return await handler(request, call)
+            if before is not None:
+                await before(self._before, request, call)
+            answer = await handler(request, call)
+            if after is not None:
+                await after(self._before, request, call)
+            return answer
 
         return asked
 
@@ -72,6 +76,10 @@ class Before:
     async def create_identity_provider(self, request: Any, call: Call) -> None:
         if request.identity_provider.domain_id:
             self._directories.refuse_write(request.identity_provider.domain_id)
+
+    async def configured(self, request: Any, call: Call) -> None:
+        """A domain's configuration is another one: it may have no directory any more."""
+        await self._directories.forget_orphans(request.domain_id)
 
     async def write_user(self, request: Any, call: Call) -> None:
         if (record := self._db.get(USER, request.user_id)) is not None:
@@ -125,6 +133,10 @@ class Before:
 def _values(filters: Iterable[QueryParameter], key: str) -> list[str]:
     return [value for parameter in filters if parameter.key == key for value in parameter.values]
 
+
+_AFTER: dict[str, Callable[[Before, Any, Call], Awaitable[None]]] = {
+    "SetDomainConfig": Before.configured, "UpdateDomainConfig": Before.configured, "DeleteDomainConfig": Before.configured,
+}
 
 _BEFORE: dict[str, Callable[[Before, Any, Call], Awaitable[None]]] = {
     "IssueToken": Before.log_in,

@@ -15,15 +15,19 @@ from control.identity.passwords import Passwords
 from control.identity.sealing import Sealer
 from control.identity.second_factor import SecondFactor
 from control.identity.sessions import Session, TokenAuthenticator, refused
+from control.identity.signed_requests import SignedHeaders, SignedRequests
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Invalid
+from control.kernel.errors import Invalid, NotFound, Unauthenticated
+from control.kernel.rpc import Call
 from protos.identity.v1.application_credentials_pb2 import ApplicationCredential
+from protos.identity.v1.oauth1_pb2 import AccessToken
 from protos.identity.v1.records_pb2 import TokenPayload, UserRecord
 from protos.identity.v1.tokens_pb2 import ApplicationCredentialMethod, AuthDomain, AuthIdentity, AuthUser, TotpUser
 
 METHODS = {"password": TokenPayload.PASSWORD, "token": TokenPayload.TOKEN,
-           "application_credential": TokenPayload.APPLICATION_CREDENTIAL, "totp": TokenPayload.TOTP}
+           "application_credential": TokenPayload.APPLICATION_CREDENTIAL, "totp": TokenPayload.TOTP,
+           "oauth1": TokenPayload.OAUTH1}
 SPELLINGS = {number: name for name, number in METHODS.items()}
 
 #: What clients also call the method "token" where the token is that of a user of an identity provider.
@@ -39,6 +43,7 @@ class Proof:
     session: Session | None = None                        # of the token that it was proven with
     credential: ApplicationCredential | None = None
     federation: tuple[str, str] = ("", "")                # the identity provider and the protocol that it came through
+    access_token: AccessToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,14 @@ class Authentication:
         self.compliance = compliance or Compliance()
         self._logins = Logins(db, self.compliance)
         self._second = SecondFactor(db, Sealer(db))
+        self._signed = SignedRequests(db)
 
-    async def prove(self, identity: AuthIdentity, receipt: str = "") -> Proof:
-        """Who the credentials of every method named belong to. `receipt` tells of methods that were proven before.
+    async def prove(self, identity: AuthIdentity, receipt: str = "", signed: tuple[SignedHeaders, Call] | None = None) -> Proof:
+        """Who the credentials of every method named belong to. `receipt` tells of methods that were proven before,
+        `signed` what an HTTP request says of its signature.
 
-        Raises Invalid for what is incomplete, else Unauthenticated; Insufficient where the user has to prove more.
+        Raises Invalid for what is incomplete, NotFound for a token that does not hold, else Unauthenticated;
+        Insufficient where the user has to prove more.
         """
         methods = list(dict.fromkeys(identity.methods))
         if not methods:
@@ -85,12 +93,15 @@ class Authentication:
                 case "totp":
                     proofs.append(Proof(await self._passcode(identity.totp.user), {TokenPayload.TOTP}))
                 case "token" | "openid" | "mapped":
-                    session = await self._authenticator.session(getattr(identity, method).id)
+                    session = await self._exchanged(getattr(identity, method).id)
                     through = (session.payload.idp_id, session.payload.protocol_id)
                     if method in _FEDERATED and not session.payload.idp_id:
                         raise refused("auth.federation")
                     proofs.append(Proof(session.user.id, {TokenPayload.TOKEN, *session.payload.methods}, session,
                                         session.credential, through))
+                case "oauth1" if signed is not None:
+                    token = (await self._signed.access_token(*signed)).access_token
+                    proofs.append(Proof(token.authorizing_user_id, {TokenPayload.OAUTH1}, access_token=token))
                 case _:
                     credential = await self._application_credential(identity.application_credential)
                     proofs.append(Proof(credential.user_id, {TokenPayload.APPLICATION_CREDENTIAL}, None, credential))
@@ -100,12 +111,20 @@ class Authentication:
                 raise refused("auth.users")
             proof = Proof(proof.user_id, proof.methods | other.methods, proof.session or other.session,
                           proof.credential or other.credential,
-                          proof.federation if any(proof.federation) else other.federation)
+                          proof.federation if any(proof.federation) else other.federation,
+                          proof.access_token or other.access_token)
         if receipt:
             proof.methods |= self._second.open(receipt, proof.user_id)
-        if proof.credential is None:           # who has one has logged in with all that it takes before
+        if proof.credential is None and proof.access_token is None:     # who has one has logged in with all that it takes
             self._second.require(proof.user_id, {method: SPELLINGS.get(method, "") for method in proof.methods})
         return proof
+
+    async def _exchanged(self, token: str) -> Session:
+        """The session of a token that is exchanged for another. Raises NotFound, as Keystone does, for one that does not hold."""
+        try:
+            return await self._authenticator.session(token)
+        except Unauthenticated as error:
+            raise NotFound("token.missing", "Could not find token.") from error
 
     async def password(self, wanted: AuthUser) -> str:
         """The id of the user whose password this is. A hash made with old parameters is made anew.
@@ -189,6 +208,8 @@ class Authentication:
         """What the token shall be for, and whether the caller said so. Raises Invalid for a shape that is none."""
         if proof.credential is not None:
             return Scope(project_id=proof.credential.project_id), True
+        if proof.access_token is not None:
+            return Scope(project_id=proof.access_token.project_id), True
         if wanted is None or wanted.WhichOneof("kind") in (None, "null_value"):
             return self._usual(proof.user_id), False
         if wanted.string_value == "unscoped":

@@ -23,6 +23,9 @@ MAX_SECRETS = 1000
 
 EC2 = "ec2"
 
+#: Types that people log in with: one that is made with less than its user's own token would give more than that.
+LOGINS = frozenset({EC2, "totp"})
+
 #: What of an EC2 secret says how far it reaches. It never changes, or a narrow secret could be made a wide one.
 FIXED = ("trust_id", "app_cred_id", "access_token_id")
 
@@ -39,6 +42,8 @@ class Credentials:
         credential.user_id = credential.user_id or call.caller.user_id
         if credential.user_id != call.caller.user_id and not call.caller.is_admin:
             raise access.denied("create_credential")
+        if credential.type in LOGINS:
+            access.require_undelegated(call, f"make a credential of the type {credential.type}")
         if any(name in keys_of(credential) for name in FIXED) and not call.caller.is_admin:
             raise Invalid("identity.credential.blob", f"Invalid input for field 'blob': {', '.join(FIXED)} are not the caller's "
                                                       f"to say.")
@@ -67,6 +72,8 @@ class Credentials:
                 setattr(after, name, getattr(request.credential, name))
             if after.user_id != before.user_id and not call.caller.is_admin:
                 raise access.denied("update_credential")
+            if {before.type, after.type} & LOGINS:
+                access.require_undelegated(call, f"change a credential of the type {before.type}")
             old, new = keys_of(before), keys_of(after)
             if EC2 in (before.type, after.type) and before.type != after.type:
                 raise Invalid("identity.credential.type", "Invalid input for field 'type': it cannot become or cease to be ec2.")

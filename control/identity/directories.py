@@ -4,9 +4,13 @@ The copies are ordinary users, groups and memberships in the store, so roles, to
 others. A copy is good for the directory's cache_time; after that it is not used before the directory has been asked
 again, so who is disabled or gone there loses their tokens within that time, on every replica. What a directory does not
 say (any more), is not there. Ids are those that Keystone gives.
+
+Which domains have one, the operator's file says, and for others their own configuration in the store: a change of that counts
+on every replica as soon as it has seen it. One that makes no sense shuts its domain, and nothing else.
 """
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections import OrderedDict
@@ -15,16 +19,20 @@ from typing import Any
 
 from control.identity.access import forbidden
 from control.identity.directory import Directory
-from control.identity.directory_settings import DirectorySettings
+from control.identity.directory_settings import DirectorySettings, from_options
+from control.identity.domain_configs import directory_options
 from control.identity.ldap_directory import LdapDirectory
-from control.identity.model import DIRECTORY_ENTRY, GROUP, MEMBER, PROJECT, USER
+from control.identity.model import DIRECTORY_ENTRY, DOMAIN_CONFIG, GROUP, MEMBER, PROJECT, USER
 from control.kernel import clock
-from control.kernel.cache import Kind
+from control.kernel.cache import Change, Kind
 from control.kernel.database import Database, Transaction
+from control.kernel.errors import Invalid, Unavailable
 from protos.identity.v1.directories_pb2 import DirectoryEntry
 from protos.identity.v1.groups_pb2 import Group
 from protos.identity.v1.records_pb2 import Membership, UserRecord
 from protos.identity.v1.users_pb2 import User
+
+log = logging.getLogger(__name__)
 
 #: Answers whose age is remembered; one that is forgotten is asked for again.
 REMEMBERED = 10_000
@@ -41,13 +49,30 @@ def public_id(domain_id: str, entity_type: str, local_id: str) -> str:
     return hashlib.sha256(f"{domain_id}{entity_type}{local_id}".encode()).hexdigest()
 
 
+class _Unusable:
+    """directory.Directory of a domain whose configuration makes no sense: it answers nothing."""
+
+    async def _refuse(self, *_: Any) -> Any:
+        raise Unavailable("identity.directory.settings", "The directory of this domain is not set up right: the log of the "
+                                                         "control plane says why.")
+
+    user = users = group = groups = groups_of = members_of = authenticate = _refuse
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Directories:
-    """Every domain's directory, by its id."""
+    """Every domain's directory, by its id. `settings` are those of the operator's file, by the domain's name."""
 
     def __init__(self, db: Database, settings: Mapping[str, DirectorySettings]):
         self._db = db
-        self._settings = settings
-        self._made: dict[str, LdapDirectory] = {}
+        self._file = settings
+        self._configured: dict[str, DirectorySettings | None] = {}      # by domain id; None: they make no sense
+        self._made: dict[str, LdapDirectory | _Unusable] = {}
+        self._changes = 0           # of configurations: what was asked before one is not remembered after it
+        self._listening = db.cache.listening(self._on_change)
+        self._listening.__enter__()
         self._good_until: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._asking: dict[tuple[str, ...], asyncio.Task[None]] = {}
 
@@ -59,6 +84,11 @@ class Directories:
         """Whether an id is that of a user or a group of another system."""
         entry = self._entry(identifier)
         return entry is not None and self.is_external(entry.domain_id)
+
+    def is_orphan(self, identifier: str) -> bool:
+        """Whether an id is that of a user or a group of a directory that their domain does not have any more."""
+        entry = self._entry(identifier)
+        return entry is not None and not self.is_external(entry.domain_id)
 
     def refuse_write(self, domain_id: str) -> None:
         """Raise Denied, in Keystone's words, where a domain's users cannot be written."""
@@ -77,7 +107,15 @@ class Directories:
         directory = self._external(entry.domain_id) if entry is not None else None
         return entry is not None and directory is not None and await directory.authenticate(entry.local_id, password)
 
+    async def forget_orphans(self, domain_id: str) -> None:
+        """Delete the copies of a directory that a domain does not have any more. Roles stay, for when it has it again."""
+        if not self.is_external(domain_id):
+            copies = [entry.id for entry in self._db.cache.by(DIRECTORY_ENTRY, "domain", domain_id)]
+            await self._forget(USER, [identifier for identifier in copies if self._db.get(USER, identifier) is not None])
+            await self._forget(GROUP, [identifier for identifier in copies if self._db.get(GROUP, identifier) is not None])
+
     def close(self) -> None:
+        self._listening.__exit__(None, None, None)
         for directory in self._made.values():
             directory.close()
 
@@ -120,7 +158,8 @@ class Directories:
             if name or len(users) < self._limit(domain_id):
                 present = {public_id(domain_id, "user", user.id) for user in users}
                 await self._forget(USER, [record.user.id for record in self._db.cache.by(USER, "domain", domain_id)
-                                          if record.user.id not in present and name in ("", record.user.name)])
+                                          if record.user.id not in present and name in ("", record.user.name)
+                                          and self._entry(record.user.id) is not None])
 
         if name:            # a login, mostly: what it is for is asked anew
             await ask()
@@ -163,32 +202,58 @@ class Directories:
             if name or len(groups) < self._limit(domain_id):
                 present = {public_id(domain_id, "group", group.id) for group in groups}
                 await self._forget(GROUP, [group.id for group in self._db.cache.by(GROUP, "domain", domain_id)
-                                           if group.id not in present and name in ("", group.name)])
+                                           if group.id not in present and name in ("", group.name)
+                                           and self._entry(group.id) is not None])
 
         await self._fresh(("groups", domain_id, name), domain_id, ask)
 
     def _external(self, domain_id: str) -> Directory | None:
-        if not self._settings:
-            return None
-        record = self._db.get(PROJECT, domain_id)
-        if record is None or not record.project.is_domain:
-            return None
-        settings = self._settings.get(record.project.name)
-        if settings is None:
-            return None
-        if domain_id not in self._made:
-            self._made[domain_id] = LdapDirectory(domain_id, settings)
-        return self._made[domain_id]
+        made = self._made.get(domain_id)
+        if made is None:
+            if not self._file and self._db.get(DOMAIN_CONFIG, domain_id) is None:
+                return None
+            if not self._has_directory(domain_id):
+                return None
+            settings = self._settings_of(domain_id)
+            made = self._made[domain_id] = LdapDirectory(domain_id, settings) if settings is not None else _Unusable()
+        return made
 
     def _entry(self, identifier: str) -> DirectoryEntry | None:
-        return self._db.get(DIRECTORY_ENTRY, identifier) if self._settings and identifier else None
+        return self._db.get(DIRECTORY_ENTRY, identifier) if identifier else None
 
-    def _settings_of(self, domain_id: str) -> DirectorySettings:
-        record = self._db.get(PROJECT, domain_id)
-        return self._settings.get(record.project.name if record else "", DirectorySettings())
+    def _has_directory(self, domain_id: str) -> bool:
+        return self._of_file(domain_id) is not None or directory_options(self._db, domain_id) is not None
+
+    def _of_file(self, domain_id: str) -> DirectorySettings | None:
+        record = self._db.get(PROJECT, domain_id) if self._file else None
+        return self._file.get(record.project.name) if record is not None and record.project.is_domain else None
+
+    def _settings_of(self, domain_id: str) -> DirectorySettings | None:
+        """A domain's settings; None where its configuration makes no sense, which is logged once."""
+        if (settings := self._of_file(domain_id)) is not None:
+            return settings
+        if domain_id not in self._configured:
+            self._configured[domain_id] = None
+            if (options := directory_options(self._db, domain_id)) is not None:
+                try:
+                    self._configured[domain_id] = from_options(domain_id, *options)
+                except Invalid as error:
+                    log.warning("%s; nobody of this domain can log in until that is put right", error)
+        return self._configured[domain_id]
+
+    def _on_change(self, change: Change) -> None:
+        if change.kind is DOMAIN_CONFIG or (change.kind is PROJECT and self._file):      # the file has domains by name
+            domain_id = change.key.removeprefix(change.kind.prefix)
+            if change.kind is PROJECT and domain_id not in self._made:
+                return
+            self._configured.pop(domain_id, None)
+            if (made := self._made.pop(domain_id, None)) is not None:
+                made.close()
+            self._good_until.clear()
+            self._changes += 1
 
     def _limit(self, domain_id: str) -> int:
-        return self._settings_of(domain_id).list_limit
+        return (self._settings_of(domain_id) or DirectorySettings()).list_limit
 
     async def _fresh(self, key: tuple[str, ...], domain_id: str, ask: Callable[[], Awaitable[None]]) -> None:
         """Ask, unless an answer is still good; callers at the same time share one question."""
@@ -200,9 +265,11 @@ class Directories:
         await asyncio.shield(self._asking[key])
 
     async def _ask(self, key: tuple[str, ...], domain_id: str, ask: Callable[[], Awaitable[None]]) -> None:
-        asked = time.monotonic()
+        asked, changes = time.monotonic(), self._changes
         await ask()
-        self._good_until[key] = asked + self._settings_of(domain_id).cache_time
+        if changes != self._changes:
+            return
+        self._good_until[key] = asked + (self._settings_of(domain_id) or DirectorySettings()).cache_time
         self._good_until.move_to_end(key)
         if len(self._good_until) > REMEMBERED:
             self._good_until.popitem(last=False)

@@ -6,7 +6,7 @@ from argon2 import PasswordHasher
 
 from control.identity.directories import ASK, Directories
 from control.identity.passwords import Passwords
-from control.identity.sessions import Session, TokenAuthenticator
+from control.identity.sessions import Session, TokenAuthenticator, refused
 from control.kernel.database import Database
 
 
@@ -38,6 +38,8 @@ class DirectoryAuthenticator(TokenAuthenticator):
 
     async def session(self, token: str) -> Session:
         session = await super().session(token)
+        if self._directories.is_orphan(session.user.id):
+            raise refused("token.user")
         if not self._directories.is_external_id(session.user.id):
             return session
         await self._directories.see_user(session.user.id)

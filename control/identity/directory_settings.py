@@ -1,9 +1,10 @@
-"""How a domain's users are found in an LDAP directory: the settings of `[identity.domains.<name>]`.
+"""How a domain's users are found in an LDAP directory: the settings of `[identity.domains.<name>]`, or a domain's configuration.
 
 Options have the names that they have in Keystone's [ldap] section; defaults are those of a directory of inetOrgPersons, or
 with kind = "ad" those of an Active Directory.
 """
 import importlib.util
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -38,6 +39,8 @@ class DirectorySettings:
     #: Allow passwords to cross the network readable; for a directory on the same machine.
     plaintext: bool = False
 
+    #: "sub" or "one": whether what is searched for may lie deeper than just below its tree.
+    query_scope: str = "sub"
     user_tree_dn: str = ""
     user_filter: str = ""
     user_objectclass: str = "inetOrgPerson"
@@ -118,6 +121,69 @@ def _one(name: str, values: Any) -> DirectorySettings:
     return check(where, replace(DirectorySettings(), **((_AD if kind == "ad" else {}) | dict(values))))
 
 
+def from_options(domain_id: str, options: Mapping[str, Any], list_limit: Any = None) -> DirectorySettings:
+    """The settings that a domain's configuration makes, `options` being its group "ldap" with Keystone's defaults.
+
+    Raises Invalid, naming the option, for what is incomplete, makes no sense, or asks for what is not had: least of all does it
+    pass over something that would let people in who shall stay out.
+    """
+    where = f"configuration of domain {domain_id}: ldap"
+    if importlib.util.find_spec("ldap3") is None:
+        raise Invalid(f"config.{where}", f"{where} needs the Python package ldap3: install brume[ldap]")
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, harmless in _UNSUPPORTED.items():
+        if name in given and str(given[name]).lower() not in harmless:
+            raise Invalid(f"config.{where}", f"{where}.{name}: {given[name]!r} is not supported")
+    wanted: dict[str, Any] = {}
+    for item in fields(DirectorySettings):
+        if item.name in given and item.name not in ("kind", "password_file", "plaintext", "timeout", "cache_time"):
+            wanted[item.name] = _converted(f"{where}.{item.name}", given[item.name], item.default)
+    if suffix := given.get("suffix"):
+        wanted.setdefault("user_tree_dn", f"ou=Users,{suffix}")
+        wanted.setdefault("group_tree_dn", f"ou=UserGroups,{suffix}")
+    if not wanted.get("page_size"):                     # Keystone's 0: as the directory likes
+        wanted.pop("page_size", None)
+    if list_limit is not None:
+        wanted["list_limit"] = _converted(f"configuration of domain {domain_id}: identity.list_limit", list_limit, 0)
+    timeout = _converted(f"{where}.connection_timeout", given.get("connection_timeout", -1), 0)
+    if timeout > 0:
+        wanted["timeout"] = min(float(timeout), _RANGES["timeout"][1])
+    if not wanted.get("password"):
+        raise Invalid(f"config.{where}", f"{where}.password is required: a directory is never searched without one")
+    settings = replace(DirectorySettings(), **wanted)
+    return check(where, replace(settings, plaintext=all(_is_local(url) for url in settings.urls)))
+
+
+#: Options of Keystone's that change who is who or how safe a connection is, and the values that ask for nothing.
+_UNSUPPORTED = {"tls_cacertdir": ("",), "tls_req_cert": ("demand",), "chase_referrals": ("false",),
+                "user_enabled_emulation": ("false",), "user_enabled_default": ("true", "512", "512.0", "0", "0.0", "")}
+
+
+def _converted(where: str, value: Any, default: Any) -> Any:
+    """An option's value in the type of its default: JSON has numbers without a kind, and some clients send all as texts."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(default, int):
+            if float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+    except (KeyError, ValueError, TypeError, OverflowError):
+        raise Invalid("config.domain", f"{where} must be a {type(default).__name__}, not {value!r}") from None
+    if not isinstance(value, str):
+        raise Invalid("config.domain", f"{where} must be a text")
+    return value
+
+
+def _is_local(url: str) -> bool:
+    """Whether an address is this machine's own: there a password cannot be read on its way."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def check(where: str, settings: DirectorySettings) -> DirectorySettings:
     """The settings with their password read, if they make sense. Raises Invalid, naming the setting."""
     def refuse(key: str, why: str) -> Invalid:
@@ -133,6 +199,8 @@ def check(where: str, settings: DirectorySettings) -> DirectorySettings:
                 "group_id_attribute", "group_name_attribute", "group_member_attribute"):
         if not getattr(settings, key):
             raise refuse(key, "is required")
+    if settings.query_scope not in ("sub", "one"):
+        raise refuse("query_scope", f"must be sub or one, not {settings.query_scope!r}")
     for key in ("user_filter", "group_filter"):
         value = getattr(settings, key)
         if value and not (value.startswith("(") and value.endswith(")")):

@@ -1,4 +1,7 @@
-"""Serves domains' configurations: kept sealed, shown without passwords. Only options that may differ per domain can be set."""
+"""Serves domains' configurations: kept sealed, shown without passwords. Only options that may differ per domain can be set.
+
+With identity.driver = "ldap" the domain's users are those of the directory that the group ldap says (see `directories`).
+"""
 import json
 from typing import Any
 
@@ -7,10 +10,20 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from control.identity import access
-from control.identity.model import DOMAIN_CONFIG, PROJECT, missing, require_domain
+from control.identity.model import (
+    DEFAULT_DOMAIN,
+    DIRECTORY_ENTRY,
+    DOMAIN_CONFIG,
+    ENTRY,
+    GROUP,
+    PROJECT,
+    USER,
+    missing,
+    require_domain,
+)
 from control.identity.vault import seal, unseal
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Invalid, NotFound
+from control.kernel.errors import Conflict, Invalid, NotFound
 from control.kernel.rpc import Call
 from protos.identity.v1 import domain_configs_pb2 as pb
 from protos.identity.v1.records_pb2 import DomainConfigRecord
@@ -41,6 +54,9 @@ DEFAULTS: Config = {
 #: Shown to everybody, set for the whole cloud alone.
 COMPLIANCE = "security_compliance"
 PASSWORD_RULES = ("password_regex", "password_regex_description")
+
+#: The value of identity.driver that makes a domain a directory's. What else it may say is the store.
+DIRECTORY_DRIVER = "ldap"
 
 #: Never shown.
 SENSITIVE = {("ldap", "password")}
@@ -129,9 +145,32 @@ class DomainConfigs:
 
     def _put(self, transaction: Transaction, domain_id: str, config: Config) -> None:
         require_domain(transaction, domain_id)
+        if _has_directory(config):
+            if domain_id == DEFAULT_DOMAIN:
+                raise _refused("the default domain has the cloud's own users; make another for a directory's")
+            present = [*(record.user.id for record in transaction.rows(USER, "domain", domain_id)),
+                       *(group.id for group in transaction.rows(GROUP, "domain", domain_id))]
+            if any(transaction.get(DIRECTORY_ENTRY, identifier) is None for identifier in present):
+                raise Conflict("identity.config.users", "The domain has users or groups of its own, whose place those of a "
+                                                        "directory would take. Delete them first.")
+            for noun in ("user", "group"):
+                transaction.guard_empty(ENTRY, noun, domain_id)
         transaction.guard_exists(PROJECT, domain_id)
         sealed = seal(transaction, json.dumps(config))
         transaction.put(DOMAIN_CONFIG, DomainConfigRecord(domain_id=domain_id, sealed_config=sealed))
+
+
+def directory_options(db: Database, domain_id: str) -> tuple[dict[str, Any], Any] | None:
+    """What a domain's configuration says of its directory: options with their defaults, and its list_limit; None for none."""
+    record = db.get(DOMAIN_CONFIG, domain_id)
+    if record is None:
+        return None
+    config: Config = json.loads(unseal(db, record.sealed_config))
+    return (DEFAULTS["ldap"] | config.get("ldap", {}), config["identity"].get("list_limit")) if _has_directory(config) else None
+
+
+def _has_directory(config: Config) -> bool:
+    return config.get("identity", {}).get("driver") == DIRECTORY_DRIVER
 
 
 def _checked(wanted: Any) -> Config:

@@ -39,6 +39,8 @@ class Ec2Credentials:
     async def CreateEc2Credential(self, request: pb.CreateEc2CredentialRequest, call: Call) -> pb.CreateEc2CredentialResponse:
         self._require_own(call, request.user_id, "ec2_create_credential", writes=True)
         payload = (await self._authenticator.session(call.token)).payload
+        if payload.access_token_id:
+            raise access.forbidden("identity.ec2.access_token", "a token from an access token cannot make EC2 credentials")
         require(self._db, USER, request.user_id)
         require(self._db, PROJECT, request.tenant_id)
         narrow = {"trust_id": payload.trust_id, "app_cred_id": payload.application_credential_id}

@@ -12,7 +12,7 @@ from control.identity import access
 from control.identity.addresses import catalog_for
 from control.identity.authentication import SPELLINGS, Proof, Scope
 from control.identity.holdings import memberships
-from control.identity.model import SERVICE_PROVIDER, TRUST, missing
+from control.identity.model import ACCESS_TOKEN, SERVICE_PROVIDER, TRUST, missing
 from control.identity.sealing import LIFETIME, Sealer
 from control.identity.sessions import Session, chain_of, session_of
 from control.kernel.database import Database, Transaction
@@ -54,10 +54,14 @@ class Issuer:
             audit_id=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="), revision=self._db.cache.revision,
             application_credential_id=proof.credential.id if proof.credential else "",
             idp_id=proof.federation[0], protocol_id=proof.federation[1])
+        if proof.access_token is not None:
+            payload.access_token_id = proof.access_token.id
+            payload.expires_at = min(payload.expires_at, proof.access_token.expires_at.ToMicroseconds())
         if proof.session is not None:
             before = proof.session.payload
-            if before.trust_id:
-                raise access.forbidden("auth.rescope", "a token that was got with a trust cannot be exchanged for another one")
+            if before.trust_id or before.access_token_id:
+                raise access.forbidden("auth.rescope", "a token that was got with a trust or an access token cannot be "
+                                                       "exchanged for another one")
             payload.expires_at = before.expires_at
             payload.parent_audit_id = before.parent_audit_id or before.audit_id
         return payload
@@ -126,6 +130,9 @@ class Issuer:
             shown.trust.CopyFrom(pb.TokenTrust(
                 id=trust.id, impersonation=trust.impersonation, trustor_user=pb.TrustUser(id=trust.trustor_user_id),
                 trustee_user=pb.TrustUser(id=trust.trustee_user_id)))
+        if payload.access_token_id and (record := self._db.get(ACCESS_TOKEN, payload.access_token_id)) is not None:
+            shown.oauth1.CopyFrom(pb.TokenOAuth1(access_token_id=record.access_token.id,
+                                                 consumer_id=record.access_token.consumer_id))
         return shown
 
 

@@ -254,11 +254,11 @@ class LdapDirectory:
         from ldap3.core.exceptions import LDAPException
 
         limit = limit or self._settings.list_limit
+        below = ldap3.LEVEL if self._settings.query_scope == "one" else ldap3.SUBTREE
         for attempt in range(2):
             connection, used = self._service()
             try:
-                entries = self._pages(connection, tree, condition, attributes, limit,
-                                      ldap3.BASE if base else ldap3.SUBTREE)
+                entries = self._pages(connection, tree, condition, attributes, limit, ldap3.BASE if base else below)
             except (LDAPException, OSError) as error:
                 self._drop(connection)
                 if used and not attempt:

@@ -19,6 +19,7 @@ from protos.identity.v1.endpoint_filters_pb2 import EndpointGroup
 from protos.identity.v1.groups_pb2 import Group
 from protos.identity.v1.limits_pb2 import Limit, RegisteredLimit
 from protos.identity.v1.mappings_pb2 import Mapping
+from protos.identity.v1.oauth1_records_pb2 import AccessTokenRecord, ConsumerRecord, RequestToken, SignedRequestMark
 from protos.identity.v1.policies_pb2 import Policy
 from protos.identity.v1.projects_pb2 import Project
 from protos.identity.v1.protocols_pb2 import Protocol
@@ -132,12 +133,22 @@ MAPPING = Kind("/identity/mappings/", Mapping)
 SERVICE_PROVIDER = Kind("/identity/service-providers/", ServiceProvider)
 #: Whom the public ids of directories' users and groups stand for.
 DIRECTORY_ENTRY = Kind("/identity/directory-entries/", DirectoryEntry, indexes={"domain": lambda entry: (entry.domain_id,)})
+CONSUMER = Kind("/identity/consumers/", ConsumerRecord, id_of=lambda record: (record.consumer.id,))
+REQUEST_TOKEN = Kind("/identity/request-tokens/", RequestToken, indexes={
+    "consumer": lambda token: (token.consumer_id,), "project": lambda token: (token.project_id,),
+    "user": lambda token: (token.authorizing_user_id,)})
+ACCESS_TOKEN = Kind("/identity/access-tokens/", AccessTokenRecord, id_of=lambda record: (record.access_token.id,), indexes={
+    "consumer": lambda record: (record.access_token.consumer_id,), "project": lambda record: (record.access_token.project_id,),
+    "user": lambda record: (record.access_token.authorizing_user_id,)})
+#: As LOGIN, nothing that tokens' worth hangs on.
+SIGNED_REQUEST = Kind("/identity/signed-requests/", SignedRequestMark)
 REVOCATION = Kind("/identity/revocations/", Revocation, id_of=lambda revocation: (revocation.audit_id,))
 
 KINDS: tuple[Kind, ...] = (PROJECT, USER, GROUP, MEMBER, ROLE, IMPLICATION, ASSIGNMENT, ENTRY, SERVICE, ENDPOINT, REGION,
                            CREDENTIAL, TOKEN_KEY, REVOCATION, VAULT_KEY, SECRET, TRUST, POLICY, POLICY_PLACE,
                            ENDPOINT_GROUP, ENDPOINT_GRANT, REGISTERED_LIMIT, LIMIT, DOMAIN_CONFIG, ACCESS_RULE, LOGIN,
-                           DIRECTORY_ENTRY, IDENTITY_PROVIDER, PROTOCOL, MAPPING, SERVICE_PROVIDER)
+                           DIRECTORY_ENTRY, IDENTITY_PROVIDER, PROTOCOL, MAPPING, SERVICE_PROVIDER, CONSUMER, REQUEST_TOKEN,
+                           ACCESS_TOKEN, SIGNED_REQUEST)
 
 _NOUNS = {id(PROJECT): "project", id(USER): "user", id(GROUP): "group", id(ROLE): "role", id(SERVICE): "service",
           id(ENDPOINT): "endpoint", id(REGION): "region", id(CREDENTIAL): "application credential",

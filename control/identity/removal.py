@@ -7,7 +7,9 @@ from collections.abc import Callable
 from control.identity.access import forbidden
 from control.identity.model import (
     ACCESS_RULE,
+    ACCESS_TOKEN,
     ASSIGNMENT,
+    CONSUMER,
     CREDENTIAL,
     DIRECTORY_ENTRY,
     DOMAIN_CONFIG,
@@ -23,12 +25,14 @@ from control.identity.model import (
     PROJECT,
     PROTOCOL,
     REGISTERED_LIMIT,
+    REQUEST_TOKEN,
     ROLE,
     SECRET,
     TRUST,
     USER,
     free_name,
     limit_entry,
+    missing,
     require,
 )
 from control.kernel.cache import Kind
@@ -96,6 +100,12 @@ def trusts_below(db: Database, trust_id: str) -> Dependents:
     return _trusts(db, "source", trust_id)
 
 
+def _delegations(db: Database, index: str, value: str) -> Dependents:
+    """The request tokens and access tokens of a consumer, a user or a project."""
+    return [*((REQUEST_TOKEN, (row.id,)) for row in db.cache.by(REQUEST_TOKEN, index, value)),
+            *((ACCESS_TOKEN, (row.access_token.id,)) for row in db.cache.by(ACCESS_TOKEN, index, value))]
+
+
 def limits(db: Database, index: str, value: str) -> Dependents:
     """Limits with the keys that hold their places."""
     return [found for limit in db.cache.by(LIMIT, index, value)
@@ -129,7 +139,8 @@ async def remove_user(db: Database, user_id: str) -> None:
         *((ACCESS_RULE, (row.access_rule.id,)) for row in db.cache.by(ACCESS_RULE, "user", user_id)),
         *([(LOGIN, (user_id,))] if db.get(LOGIN, user_id) else []),
         *_credentials(db, "user", user_id), *_secrets(db, "user", user_id),
-        *_trusts(db, "trustor", user_id), *_trusts(db, "trustee", user_id)], delete)
+        *_trusts(db, "trustor", user_id), *_trusts(db, "trustee", user_id),
+        *_delegations(db, "user", user_id)], delete)
 
 
 async def remove_group(db: Database, group_id: str) -> None:
@@ -168,8 +179,18 @@ async def remove_project(db: Database, project_id: str) -> None:
     await remove(db, check, lambda: [
         *_assignments(db, "target", f"{target}/{project_id}"), *_credentials(db, "project", project_id),
         *_secrets(db, "project", project_id), *_trusts(db, "project", project_id), *limits(db, "project", project_id),
+        *_delegations(db, "project", project_id),
         *((ENDPOINT_GRANT, ENDPOINT_GRANT.id_of(grant)) for grant in db.cache.by(ENDPOINT_GRANT, "project", project_id)),
         *([(DOMAIN_CONFIG, (project_id,))] if db.get(DOMAIN_CONFIG, project_id) else [])], delete)
+
+
+async def remove_consumer(db: Database, consumer_id: str) -> None:
+    def check(transaction: Transaction) -> None:
+        if transaction.get(CONSUMER, consumer_id) is None:
+            raise missing("consumer", consumer_id)
+
+    await remove(db, check, lambda: _delegations(db, "consumer", consumer_id),
+                 lambda transaction: transaction.delete(CONSUMER, consumer_id))
 
 
 async def remove_role(db: Database, role_id: str) -> None:

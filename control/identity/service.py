@@ -4,12 +4,14 @@ import dataclasses
 from google.protobuf.descriptor import ServiceDescriptor
 
 from control.identity.access_rules import AccessRules
+from control.identity.access_tokens import AccessTokens
 from control.identity.application_credentials import ApplicationCredentials
 from control.identity.assignments import Assignments
 from control.identity.authentication import Authentication
 from control.identity.bootstrap import bootstrap
 from control.identity.catalog import Catalog
 from control.identity.compliance import Compliance
+from control.identity.consumers import Consumers
 from control.identity.credentials import Credentials
 from control.identity.domain_configs import DomainConfigs
 from control.identity.domains import Domains
@@ -54,6 +56,7 @@ from protos.identity.v1 import (
     limits_pb2,
     mappings_pb2,
     memberships_pb2,
+    oauth1_pb2,
     policies_pb2,
     projects_pb2,
     protocols_pb2,
@@ -107,6 +110,8 @@ def servicers(db: Database, authenticator: TokenAuthenticator,
         (ServiceProviders(db), service_providers_pb2, "ServiceProviders"),
         (federated, federated_logins_pb2, "FederatedLogins"),
         (WebLogins(db, federated, providers), web_logins_pb2, "WebLogins"),
+        (Consumers(db), oauth1_pb2, "Consumers"),
+        (AccessTokens(db), oauth1_pb2, "AccessTokens"),
     ]
     targets = Targets(db)
     for servicer, _, _ in made:

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from control.identity.holdings import SYSTEM, ancestors, expand, lasts, memberships, roles_on
 from control.identity.model import (
+    ACCESS_TOKEN,
     CREDENTIAL,
     IDENTITY_PROVIDER,
     KINDS,
@@ -19,6 +20,7 @@ from control.identity.model import (
     PROJECT,
     PROTOCOL,
     REVOCATION,
+    SIGNED_REQUEST,
     TRUST,
     USER,
 )
@@ -73,6 +75,8 @@ class Session:
             project_id=project.id, project_name=project.name, project_domain_id=project.domain_id,
             domain_id=self.domain.id if self.domain else "", system=self.payload.system,
             roles=frozenset(role.name for role in self.roles), audit_id=self.payload.audit_id,
+            is_delegated=bool(self.payload.trust_id or self.payload.access_token_id
+                              or (self.credential is not None and not self.credential.unrestricted)),
             access_rules=None if self.credential is None or not self.credential.access_rules else tuple(
                 AccessRule(rule.service, rule.method, rule.path) for rule in self.credential.access_rules))
 
@@ -106,6 +110,8 @@ def session_of(db: Database, payload: TokenPayload) -> Session:
     roles = roles_on(db, holder.user.id, *target) if target and not payload.trust_id else []
     if payload.trust_id:
         target, roles = target or NOWHERE, _entrusted(db, payload)
+    if payload.access_token_id:
+        roles = _delegated(db, payload, roles)
     credential = None
     if payload.application_credential_id:
         credential, roles = _through(db, payload, roles)
@@ -171,6 +177,15 @@ def _entrusted(db: Database, payload: TokenPayload) -> list[Role]:
     return [role for role in expand(db, wanted) if role.id in held]
 
 
+def _delegated(db: Database, payload: TokenPayload, held: list[Role]) -> list[Role]:
+    """The roles of a consumer's token: all that its access token has, as long as the user who authorized it has each one."""
+    record = db.get(ACCESS_TOKEN, payload.access_token_id)
+    if record is None or not set(record.role_ids) <= {role.id for role in held}:
+        raise refused("token.access_token")
+    allowed = {role.id for role in expand(db, record.role_ids)}
+    return [role for role in held if role.id in allowed]
+
+
 def _enabled(db: Database, project_id: str, payload: TokenPayload) -> Project:
     record = db.get(PROJECT, project_id)
     if record is None or not record.project.enabled or _revoked(record, payload):
@@ -198,7 +213,7 @@ class TokenAuthenticator:
         self._db = db
         self._sealer = sealer or Sealer(db)
         self._known: OrderedDict[str, Remembered] = OrderedDict()
-        self._prefixes = frozenset(kind.prefix for kind in KINDS if kind is not LOGIN)
+        self._prefixes = frozenset(kind.prefix for kind in KINDS if kind not in (LOGIN, SIGNED_REQUEST))
         self._listening = db.cache.listening(self._on_change)
         self._listening.__enter__()
 

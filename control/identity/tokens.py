@@ -11,6 +11,7 @@ from control.identity.holdings import SYSTEM, reachable, roles_on
 from control.identity.issuing import Issuer
 from control.identity.model import PROJECT, REVOCATION, USER, domain_of
 from control.identity.sessions import Remembered, TokenAuthenticator
+from control.identity.signed_requests import SignedHeaders
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid, NotFound, Unauthenticated
 from control.kernel.listing import page
@@ -45,7 +46,8 @@ class Tokens:
         if not request.HasField("auth") or not request.auth.HasField("identity"):
             raise Invalid("auth.identity", "Expecting to find identity in auth. The server could not comply with the request "
                                            "since it is either malformed or otherwise incorrect.")
-        proof = await self._authentication.prove(request.auth.identity, request.auth_receipt)
+        signed = SignedHeaders(request.authorization, request.host, request.query)
+        proof = await self._authentication.prove(request.auth.identity, request.auth_receipt, (signed, call))
         scope, explicit = self._authentication.scope(request.auth.scope if request.auth.HasField("scope") else None, proof)
         return await self._issuer.issue(proof, scope, explicit=explicit, catalog=catalog_wanted(request.query))
 

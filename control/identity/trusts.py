@@ -36,6 +36,8 @@ class Trusts:
         wanted = request.trust
         session = await self._authenticator.session(call.token)
         _check(wanted, call)
+        if session.payload.access_token_id:
+            raise access.forbidden("identity.trust.access_token", "a token from an access token cannot make trusts")
         if session.credential is not None and not session.credential.unrestricted:
             raise access.forbidden("identity.trust.restricted", "a restricted application credential cannot make trusts")
 

@@ -20,6 +20,8 @@ class Caller:
     audit_id: str = ""
     access_rules: tuple[AccessRule, ...] | None = None    # the only requests that they may make; None: any
 
+    is_delegated: bool = False       # by somebody's leave (a trust, an access token), or with a program's restricted secret
+
     @property
     def is_admin(self) -> bool:
         """May see and change what belongs to any project."""

@@ -2,11 +2,14 @@
 
 A page starts after its marker in the sorted order; a marker that is gone is an error, as in OpenStack.
 """
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from control.kernel import clock
 from control.kernel.errors import Invalid
 from control.kernel.naming import field_name, text_of
 from protos.brume.v1.options_pb2 import QueryParameter
@@ -51,25 +54,65 @@ CONTROLS = frozenset({"limit", "marker", "sort_key", "sort_dir", "sort", "fields
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on", "t", "y"}), frozenset({"false", "0", "no", "off", "f", "n"})
 
 
+#: How a filter's name may end: "name__contains" keeps rows whose name contains one of its values. An i before it ignores case.
+INEXACT: dict[str, Callable[[str, str], bool]] = {
+    "contains": str.__contains__, "startswith": str.startswith, "endswith": str.endswith}
+
+#: What may stand before a time: "lt:2026-01-31T12:00:00Z".
+ORDERS: dict[str, Callable[[int, int], bool]] = {
+    "lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge, "eq": operator.eq, "neq": operator.ne}
+
+
 def select(rows: Iterable[M], filters: Iterable[QueryParameter]) -> list[M]:
     """The rows that match every filter: a field, named as in JSON, has one of the filter's values.
 
-    Booleans match any usual spelling. A name that is no field of the rows is passed over.
+    Booleans match any usual spelling. A text may be compared as INEXACT says; a time, which all of the filter's values have to
+    match, as ORDERS says, and a row without one is not kept. A name that is no field of the rows is passed over.
+    Raises Invalid for a time that is none.
     """
     selected = list(rows)
     if not selected:
         return selected
     fields = {field_name(field): field for field in selected[0].DESCRIPTOR.fields}
     for filter in filters:
-        field = fields.get(filter.key)
-        if field is None or filter.key in CONTROLS:
-            continue
-        wanted = {_normal(value) if field.type == field.TYPE_BOOL else value for value in filter.values}
-        if field.type == field.TYPE_BOOL:
-            selected = [row for row in selected if str(getattr(row, field.name)) in wanted]
-        else:
-            selected = [row for row in selected if wanted.intersection(text_of(row, field) or [""])]
+        test = _test(fields, filter) if filter.key not in CONTROLS else None
+        if test is not None:
+            selected = [row for row in selected if test(row)]
     return selected
+
+
+def _test(fields: Mapping[str, FieldDescriptor], filter: QueryParameter) -> Callable[[Message], bool] | None:
+    """Whether a row matches a filter; None for a filter of something else."""
+    field, values = fields.get(filter.key), list(filter.values)
+    if field is None:
+        name, _, how = filter.key.rpartition("__")
+        field, folded = fields.get(name), how.startswith("i")
+        compare = INEXACT.get(how.removeprefix("i"))
+        if field is None or compare is None or field.type != field.TYPE_STRING:
+            return None
+        fold: Callable[[str], str] = str.casefold if folded else str
+        parts = [fold(value) for value in values]
+        return lambda row: any(compare(fold(text), part) for text in text_of(row, field) for part in parts)
+    if field.type == field.TYPE_BOOL:
+        spelled = {_normal(value) for value in values}
+        return lambda row: str(getattr(row, field.name)) in spelled
+    if field.message_type is not None and field.message_type.full_name == "google.protobuf.Timestamp" and not field.is_repeated:
+        bounds = [_bound(filter.key, value) for value in values]
+        return lambda row: row.HasField(field.name) and all(
+            order(getattr(row, field.name).ToMicroseconds(), moment) for order, moment in bounds)
+    wanted = set(values)
+    return lambda row: bool(wanted.intersection(text_of(row, field) or [""]))
+
+
+def _bound(key: str, value: str) -> tuple[Callable[[int, int], bool], int]:
+    """What "lt:2026-01-31T12:00:00Z" asks; without an operator the time itself. Microseconds since 1970."""
+    name, _, text = value.partition(":")
+    order = ORDERS.get(name)
+    try:
+        return order or operator.eq, clock.parse(text if order else value).ToMicroseconds()
+    except ValueError:
+        raise Invalid("list.time", f"Invalid input for field '{key}': expecting to find one of {', '.join(ORDERS)} and a time, "
+                                   f"such as lt:2026-01-31T12:00:00Z.") from None
 
 
 def _normal(value: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.log_secrets import WATCH
+
 
 @dataclass
 class Reply:
@@ -40,6 +42,8 @@ class Client:
             body = json.dumps(json_body).encode()
             all_headers.setdefault("content-type", "application/json")
         pieces = [body] if isinstance(body, bytes) else list(body)
+        if isinstance(body, bytes):
+            WATCH.note_message(all_headers, body)
         events = [{"type": "http.request", "body": piece, "more_body": cut or position < len(pieces) - 1}
                   for position, piece in enumerate(pieces)]
         if cut:
@@ -61,5 +65,6 @@ class Client:
         await self._app(scope, receive, send)
         start, *rest = sent
         answered = {name.decode(): value.decode() for name, value in start["headers"]}
-        return Reply(start["status"], answered, b"".join(event.get("body", b"") for event in rest),
-                     bool(rest) and not rest[-1].get("more_body", False))
+        content = b"".join(event.get("body", b"") for event in rest)
+        WATCH.note_message(answered, content)
+        return Reply(start["status"], answered, content, bool(rest) and not rest[-1].get("more_body", False))

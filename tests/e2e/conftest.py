@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cloud import Cloud
+from tests.log_secrets import WATCH
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,9 @@ def cloud() -> Iterator[Cloud]:
         cloud.up()
         yield cloud
     finally:
+        for secret in state_dir.glob("*.password"):
+            WATCH.note(secret.read_text().strip())
+        WATCH.read(state_dir / "log")
         keep = os.environ.get("BRUME_KEEP_LOGS")
         if keep and (state_dir / "log").exists():
             shutil.copytree(state_dir / "log", keep, dirs_exist_ok=True)

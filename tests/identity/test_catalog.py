@@ -89,3 +89,11 @@ async def test_two_replicas_that_set_up_at_once_make_one_cloud(store) -> None:
         assert sorted(record.user.name for record in other.db.cache.all(USER)) == ["admin", "demo"]
         assert len(other.db.cache.all(PROJECT)) == 3 and len(other.db.cache.all(TOKEN_KEY)) == 1
         assert (await other.log_in("demo")).status == 201
+
+
+async def test_a_regions_link_leads_to_it_whatever_its_name(cloud: Cloud, admin) -> None:
+    reply = await admin("POST", "/v3/regions", json_body={"region": {"id": "Zürich, 2"}})
+    assert reply.status == 201
+    link = reply.json["region"]["links"]["self"]
+    assert link.endswith("/v3/regions/Z%C3%BCrich%2C%202")
+    assert (await admin("GET", link[link.index("/v3"):])).json["region"]["id"] == "Zürich, 2"

@@ -1,7 +1,11 @@
 """Limits, endpoint filters, policies, domain configurations, inherited grants and project tags, over REST."""
+from typing import Any
+
 import pytest
 
-from control.identity.model import DOMAIN_CONFIG, ENTRY, LIMIT
+from control.identity.model import DOMAIN_CONFIG, ENTRY, LIMIT, USER
+from control.kernel.database import Transaction
+from tests.api.client import Client
 from tests.identity.conftest import Cloud, made
 
 
@@ -194,3 +198,34 @@ async def test_what_is_immutable_is_neither_changed_nor_deleted(cloud: Cloud, ad
         assert (await admin("DELETE", path)).status == 403
         assert (await admin("PATCH", path, json_body={noun: {"options": {"immutable": False}}})).status == 200
         assert (await admin("PATCH", path, json_body={noun: {"description": "x"}})).status == 200
+
+
+@pytest.mark.parametrize(("noun", "values"), [
+    ("user", {"password": "pw"}), ("group", {}), ("project", {}), ("role", {}), ("domain", {}), ("service", {"type": "x"})])
+async def test_every_list_takes_a_part_of_a_name(admin: Client, noun: str, values: dict[str, Any]):
+    wanted, other = await made(admin, noun, name="Sunflower", **values), await made(admin, noun, name="Sunrise", **values)
+    async def found(query: str) -> set[str]:
+        return {row["id"] for row in (await admin("GET", f"/v3/{noun}s?{query}")).json[f"{noun}s"]}
+
+    assert await found("name__startswith=Sun") == {wanted["id"], other["id"]}
+    assert await found("name__contains=nf") == {wanted["id"]}
+    assert await found("name__iendswith=FLOWER") == {wanted["id"]}
+    assert await found("name__startswith=Sun&name__endswith=rise") == {other["id"]}
+    assert await found("name__contains=moon") == set()
+
+
+async def test_users_are_found_by_when_their_passwords_expire(cloud: Cloud, admin: Client):
+    user, group = await made(admin, "user", name="soon", password="pw"), await made(admin, "group", name="people")
+    await made(admin, "user", name="never", password="pw")
+    assert (await admin("PUT", f"/v3/groups/{group['id']}/users/{user['id']}")).status == 204
+    def decide(transaction: Transaction) -> None:
+        record = transaction.get(USER, user["id"])
+        assert record is not None
+        record.user.password_expires_at.FromJsonString("2030-01-02T12:00:00Z")
+        transaction.put(USER, record)
+
+    await cloud.db.transact(decide)
+    for path in ("/v3/users", f"/v3/groups/{group['id']}/users"):
+        for value, names in (("lt:2030-01-03T00:00:00Z", ["soon"]), ("gt:2030-01-03T00:00:00Z", [])):
+            assert [row["name"] for row in (await admin("GET", f"{path}?password_expires_at={value}")).json["users"]] == names
+        assert (await admin("GET", f"{path}?password_expires_at=lt:tomorrow")).status == 400

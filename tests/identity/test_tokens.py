@@ -121,6 +121,15 @@ async def test_a_token_is_shown_and_ended_by_its_user_or_an_admin_alone(cloud: C
     assert (await cloud.anybody("GET", "/v3/auth/tokens", headers=own)).status == 401
 
 
+async def test_a_token_that_does_not_hold_is_exchanged_for_nothing(cloud: Cloud, admin) -> None:
+    token = await cloud.token("demo")
+    assert (await cloud.exchange(token, "unscoped")).status == 201
+    assert (await admin("DELETE", "/v3/auth/tokens", headers={"x-subject-token": token})).status == 204
+    for ended in (token, "nonsense", ""):
+        reply = await cloud.exchange(ended, "unscoped")
+        assert reply.status == 404 and reply.json["error"]["message"] == "Could not find token."
+
+
 async def test_a_revoked_token_ends_and_others_of_its_user_do_not(cloud: Cloud, admin) -> None:
     first, second = await cloud.token("demo"), await cloud.token("demo")
     assert (await cloud.client_of(first)("GET", "/v3/auth/projects")).status == 200

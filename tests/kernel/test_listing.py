@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from control.kernel.errors import Invalid
 from control.kernel.listing import MAX_PAGE, page, select
 from protos.brume.v1.options_pb2 import QueryParameter
+from protos.identity.v1.users_pb2 import User
 from protos.internal.v1.hosts_pb2 import DESCRIPTOR as HOSTS
 from protos.internal.v1.quota_pb2 import QuotaLedger
 from tests.kernel.conftest import thing
@@ -88,3 +89,48 @@ def test_booleans_match_any_usual_spelling(spelling, kept):
     message, name = boolean_message()
     rows = [message(), message(**{name: True})]
     assert select(rows, [QueryParameter(key=name, values=[spelling])]) == [rows[kept]]
+
+
+@pytest.mark.parametrize(("how", "value", "kept"), [
+    ("contains", "oh", "ab"), ("contains", "OH", ""), ("icontains", "OH", "ab"), ("contains", "", "abc"),
+    ("startswith", "Jo", "ab"), ("startswith", "jo", ""), ("istartswith", "jO", "ab"),
+    ("endswith", "na", "b"), ("endswith", "NA", ""), ("iendswith", "NA", "b")])
+def test_texts_may_be_compared_by_a_part(how, value, kept):
+    rows = [thing("a", "John"), thing("b", "Johanna"), thing("c", "Eve")]
+    assert names(select(rows, [QueryParameter(key=f"service__{how}", values=[value])])) == kept
+
+
+def test_a_part_may_be_one_of_several_and_several_filters_all_hold():
+    rows = [thing("a", "John"), thing("b", "Johanna"), thing("c", "Eve")]
+    assert names(select(rows, [QueryParameter(key="service__contains", values=["hn", "ev", "Ev"])])) == "ac"
+    both = [QueryParameter(key="service__startswith", values=["Jo"]), QueryParameter(key="service__endswith", values=["n"])]
+    assert names(select(rows, both)) == "a"
+
+
+@pytest.mark.parametrize("key", ["service__like", "service__", "__contains", "nonsense__contains", "service__i"])
+def test_a_comparison_that_is_none_is_passed_over(key):
+    assert names(select([thing("a", "x")], [QueryParameter(key=key, values=["nothing"])])) == "a"
+
+
+def users(*days: int) -> list[User]:
+    """Users whose passwords expire on these days of a month; 0: never."""
+    rows = [User(id=str(day)) for day in days]
+    for row, day in zip(rows, days, strict=True):
+        if day:
+            row.password_expires_at.FromJsonString(f"2026-01-{day:02}T12:00:00Z")
+    return rows
+
+
+@pytest.mark.parametrize(("values", "kept"), [
+    (["lt:2026-01-02T12:00:00Z"], "1"), (["lte:2026-01-02T12:00:00Z"], "12"), (["gt:2026-01-02T12:00:00Z"], "3"),
+    (["gte:2026-01-02T12:00:00.000000Z"], "23"), (["eq:2026-01-02T13:00:00+01:00"], "2"), (["2026-01-02T12:00:00Z"], "2"),
+    (["neq:2026-01-02T12:00:00Z"], "13"), (["gt:2026-01-01T12:00:00Z", "lt:2026-01-03T12:00:00Z"], "2")])
+def test_times_are_compared_and_a_row_without_one_is_not_kept(values, kept):
+    rows = select(users(0, 1, 2, 3), [QueryParameter(key="password_expires_at", values=values)])
+    assert "".join(row.id for row in rows) == kept
+
+
+@pytest.mark.parametrize("value", ["lt:", "tomorrow", "like:2026-01-02T12:00:00Z", "lt:2026-13-02T12:00:00Z", ""])
+def test_a_time_that_is_none_is_invalid(value):
+    with pytest.raises(Invalid, match="password_expires_at"):
+        select(users(1), [QueryParameter(key="password_expires_at", values=[value])])

@@ -18,6 +18,9 @@ BRUME = [sys.executable, "-m", "control.cli.main"]
 #: The cloud of its own: it is made for the run and taken down after it.
 STATE_DIR, NAME, PORT, PUBLIC = Path("/var/tmp/brume-conformance"), "brumeconf", 5500, "172.24.100.0/24"
 
+#: Its settings.
+SETTINGS = Path(__file__).resolve().parent / "cloud.toml"
+
 #: Made beside what a new cloud has: tempest rebuilds and resizes from one image and flavor to another.
 OTHER = "tempest-other"
 
@@ -26,7 +29,8 @@ OTHER = "tempest-other"
 def own(*, keep: bool) -> Iterator[Path]:
     """The state directory of a cloud that was brought up for this run; it goes afterwards unless it is to be kept."""
     brume = [*BRUME, "--state-dir", str(STATE_DIR)]
-    subprocess.run([*brume, "up", "--json", "--port", str(PORT), "--name", NAME, "--public-cidr", PUBLIC],
+    subprocess.run([*brume, "up", "--json", "--port", str(PORT), "--name", NAME, "--public-cidr", PUBLIC,
+                    "--config", str(SETTINGS)],
                    check=True, stdout=subprocess.DEVNULL)
     try:
         yield STATE_DIR
@@ -46,9 +50,13 @@ def describe(state_dir: Path) -> configparser.ConfigParser:
         "DEFAULT": {"log_file": "tempest.log"},
         "auth": {"use_dynamic_credentials": True, "admin_username": login.user, "admin_password": login.password,
                  "admin_project_name": login.project, "admin_domain_name": "Default", "tempest_roles": "member"},
-        "identity": {"uri_v3": config.auth_url, "auth_version": "v3", "region": config.region, "v3_endpoint_type": "public"},
-        "identity-feature-enabled": {"api_v3": True, "trust": True, "access_rules": True, "security_compliance": False,
-                                     "federation": True},
+        "identity": {"uri_v3": config.auth_url, "auth_version": "v3", "region": config.region, "v3_endpoint_type": "public",
+                     "user_lockout_failure_attempts": config.lockout_failure_attempts,
+                     "user_lockout_duration": config.lockout_duration,
+                     "user_unique_last_password_count": config.unique_last_password_count},
+        # The tests wait until a lock ends: only where that is soon.
+        "identity-feature-enabled": {"api_v3": True, "trust": True, "access_rules": True, "federation": True,
+                                     "security_compliance": config.lockout_duration < 60},
         "compute": {"image_ref": image["id"], "image_ref_alt": _other_image(config, session), "flavor_ref": flavor["id"],
                     "flavor_ref_alt": _other_flavor(session, flavor), "max_microversion": "latest", "build_interval": 1,
                     "build_timeout": 120},
