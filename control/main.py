@@ -61,7 +61,8 @@ class Replica:
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
         self.settings = compute.Settings(policy=config.placement_policy)
-        self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database, self.settings)))
+        self.fleet = LiveFleet(self.database, compute.Demands(self.database, self.settings))
+        self.placer = FleetPlacer(self.fleet)
         self.hosts = Hosts(
             self.database, images=self.images, inventories=HostProviders(
                 ratios={fleet.VCPU: config.cpu_allocation_ratio, fleet.MEMORY_MB: config.ram_allocation_ratio,
@@ -87,7 +88,7 @@ class Replica:
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
-                *placement.servicers(self.database)]
+                *placement.servicers(self.database, self.fleet)]
 
     async def bootstrap(self) -> None:
         """Make what a new cloud needs: its first users, its catalog, its public network."""

@@ -4,12 +4,13 @@ Each placement is taken off the fleet before the next request is looked at, so c
 already (`hold`) may exceed it, where a ratio was lowered. A fleet says at which `revision` of the state it stands.
 """
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scheduler import _engine
 from scheduler.constraints import Filter, HostSignature, RowSignature, host_signature, host_verdict, row_signature, row_takes
 from scheduler.explain import choice, refusal
+from scheduler.numeric import Numbers, np
 from scheduler.types import (
     GROUP_POLICIES,
     POLICIES,
@@ -33,6 +34,18 @@ MOST_SHAPES = 4096
 
 #: Distinct reasons that the engine can tell apart for one shape; further ones are counted together.
 MOST_REASONS = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Where many consumers would go: `hosts` has a host's number for each, -1 for none, and `held` what it would hold there.
+
+    `refused` has, by shape and group, how many have no place, and why for the first ones.
+    """
+
+    hosts: Numbers
+    held: Sequence[tuple[Held, ...]]
+    refused: Mapping[tuple[int, int], tuple[int, Refusal | None]]
 
 
 class Fleet:
@@ -211,6 +224,79 @@ class Fleet:
                     self.release(answer.request.id)
         return answers
 
+    def place_many(self, shapes: Sequence[Shape], which: Numbers, groups: Numbers | None = None, names: Sequence[str] = (), *,
+                   all_or_nothing: bool = False, held: bool = False, reasons: int = 0) -> Tried:
+        """Where many consumers without names would go, in order, each seeing those before it; nothing stays claimed.
+
+        Args:
+          shapes: the distinct ones, at most MOST_SHAPES / 2.
+          which: (consumers,) the place of each one's shape.
+          groups: (consumers,) the place of each one's server group in `names`, -1 for none.
+          names: ids of server groups of this fleet.
+          all_or_nothing: nobody has a place where one has none. They are tried as given, and once more the largest first.
+          held: say what each would hold, too.
+          reasons: refusals to explain at most, one for each shape and group.
+
+        Raises ValueError for a group that is not there.
+        """
+        if len(shapes) > MOST_SHAPES // 2:
+            raise ValueError(f"more than {MOST_SHAPES // 2} distinct shapes")
+        if missing := [name for name in names if name not in self.group_numbers]:
+            raise ValueError(f"there is no server group {missing[0]}")
+        for shape in shapes:
+            self.shape_number(shape)                  # may make room, and then those before it have other numbers
+        numbers = np.array([self.shape_number(shape) for shape in shapes] or [0], np.int32)
+        members = np.array([*(self.group_numbers[name] for name in names), -1], np.int32)
+        asked, grouped = numbers[which], members[groups] if groups is not None else np.full(len(which), -1, np.int32)
+        orders = [np.arange(len(which))]
+        if all_or_nothing:
+            orders.append(np.argsort(-np.array([self._size(shape) for shape in shapes] or [0])[which], kind="stable"))
+        for order in orders:
+            claims, hosts = np.empty(len(which), np.int32), np.empty(len(which), np.int32)
+            made, found = np.empty(len(which), np.int32), np.empty(len(which), np.int32)
+            self.engine.replay(asked[order], grouped[order], made, found)
+            claims[order], hosts[order] = made, found
+            try:
+                fits = bool((claims >= 0).all())
+                if not fits and order is not orders[-1]:
+                    continue
+                refused = {} if fits else self._refused(shapes, which, groups, names, claims, reasons)
+                if all_or_nothing and not fits:
+                    return Tried(np.full(len(which), -1, np.int32), (), refused)
+                return Tried(hosts, self._parts_many(shapes, which, claims, hosts) if held else (), refused)
+            finally:
+                self.engine.release_many(claims[claims >= 0])
+        raise AssertionError("the last order has an answer")
+
+    def _refused(self, shapes: Sequence[Shape], which: Numbers, groups: Numbers | None, names: Sequence[str], claims: Numbers,
+                 reasons: int) -> dict[tuple[int, int], tuple[int, Refusal | None]]:
+        """How many of each shape and group have no claim, and why, while the others have theirs."""
+        without = np.flatnonzero(claims < 0)
+        found: dict[tuple[int, int], tuple[int, Refusal | None]] = {}
+        pairs = np.stack([which[without], groups[without] if groups is not None else np.full(len(without), -1, np.int32)])
+        kinds, counts = np.unique(pairs, axis=1, return_counts=True)
+        for (shape, group), count in zip(kinds.T.tolist(), counts.tolist(), strict=True):
+            request = Request("", shapes[shape], names[group] if group >= 0 else "")
+            found[shape, group] = count, refusal(self, request) if len(found) < reasons else None
+        return found
+
+    def _parts_many(self, shapes: Sequence[Shape], which: Numbers, claims: Numbers, hosts: Numbers) -> list[tuple[Held, ...]]:
+        """What each claim holds, by row; those of one shape on one host without parts share theirs."""
+        known: dict[tuple[int, int], tuple[Held, ...]] = {}
+        parts: list[tuple[Held, ...]] = []
+        for shape, claim, host in zip(which.tolist(), claims.tolist(), hosts.tolist(), strict=True):
+            if claim < 0:
+                parts.append(())
+                continue
+            if (shape, host) in known:
+                parts.append(known[shape, host])
+                continue
+            one = self._held_by(claim, self.hosts[self.names[host]])
+            if len(self.hosts[self.names[host]].rows) == 1:
+                known[shape, host] = one
+            parts.append(one)
+        return parts
+
     def hold(self, request: Request, host: str, held: Sequence[Held]) -> None:
         """Claim what a consumer holds already, whether it fits or not."""
         if request.id in self.claims:
@@ -228,8 +314,6 @@ class Fleet:
 
     def hold_many(self, held: Sequence[tuple[str, str, Amounts, str]]) -> None:
         """Claim for many what they hold of their host's first row: (consumer, host, amounts, group or "")."""
-        import numpy as np  # only a cloud with servers needs it
-
         self._widen({name for each in {amounts for _, _, amounts, _ in held} for name, _ in each})
         if self._shape_room < len(self.shapes) + len({amounts for _, _, amounts, _ in held}):
             self._shape_room = 2 * (len(self.shapes) + len(held))
@@ -265,6 +349,11 @@ class Fleet:
 
     def remember(self, request: Request) -> None:
         """Say anew what a consumer was placed for, wherever it is: its group stays what it was."""
+        number = self.shape_number(request.shape)          # may make room, and then claims have other numbers
+        self._claim_shapes[self.claims[request.id]] = number
+        self._keep(request)
+
+    def _keep(self, request: Request) -> None:
         self._requests.pop(request.id, None)
         if request.only is not None or request.avoid or request.until:
             self._requests[request.id] = request
@@ -276,11 +365,13 @@ class Fleet:
 
     def held(self, consumer: str) -> tuple[Held, ...]:
         """What a consumer holds, by row."""
-        rows = self.hosts[self.host_of(consumer)].rows
+        return self._held_by(self.claims[consumer], self.hosts[self.host_of(consumer)])
+
+    def _held_by(self, claim: int, host: Host) -> tuple[Held, ...]:
         by_row: dict[int, list[int]] = {}
-        for row, vector in self.engine.parts_of(self.claims[consumer]):
+        for row, vector in self.engine.parts_of(claim):
             by_row[row] = [a + b for a, b in zip(by_row.get(row, [0] * len(vector)), vector, strict=True)]
-        return tuple(Held(rows[row].name, self._named(vector)) for row, vector in sorted(by_row.items()))
+        return tuple(Held(host.rows[row].name, self._named(vector)) for row, vector in sorted(by_row.items()))
 
     def on(self, host: str) -> list[str]:
         """The consumers of a host, in order of their ids."""
@@ -411,7 +502,7 @@ class Fleet:
         self._consumers[claim], self._claim_shapes[claim] = request.id, shape
         if request.group:
             self._claim_groups[request.id] = request.group
-        self.remember(request)
+        self._keep(request)
 
     # Growing
 

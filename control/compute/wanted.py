@@ -8,7 +8,7 @@ from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid
 from control.kernel.fleet import Wanted
 from protos.compute.v1.records_pb2 import ServerRecord
-from scheduler.types import Request, ServerGroup
+from scheduler.types import Request, ServerGroup, Shape
 
 log = logging.getLogger(__name__)
 
@@ -51,3 +51,14 @@ class Demands:
             return None
         group = self._database.get(model.SERVER_GROUP, server.server_group)
         return ServerGroup(group.id, group.policy, group.max_server_per_host or 1) if group is not None else None
+
+    def shape_of(self, flavor: str) -> Shape | None:
+        """What a server of a flavor, by id or name, asks for, image and hints aside; None where there is no such flavor.
+
+        Raises Invalid where the flavor asks for what cannot be.
+        """
+        named = self._database.get(model.FLAVOR_NAME, flavor)
+        record = self._database.get(model.FLAVOR, named.flavor_id if named is not None else flavor)
+        if record is None:
+            return None
+        return wanted(self._database, ServerRecord(flavor=record), self._settings).request.shape

@@ -80,13 +80,16 @@ def check_size(transaction: Transaction) -> None:
 def _usages(transaction: Transaction, wanted: Iterable[Allocation], before: Mapping[str, Allocation]) -> dict[str, Usage]:
     """The usages that change, by provider. One that is gone with its host has none."""
     usages: dict[str, Usage] = {}
+    gone: set[str] = set()
     for new in wanted:
-        for uuid in new.providers:
-            if transaction.get(PROVIDER, uuid) is None:
+        for uuid in (*new.providers, *before[new.consumer_uuid].providers):
+            if uuid not in usages and uuid not in gone:
+                if transaction.get(PROVIDER, uuid) is not None:
+                    usages[uuid] = transaction.get(USAGE, uuid) or Usage(provider_uuid=uuid)
+                else:
+                    gone.add(uuid)
+            if uuid in gone and uuid in new.providers:
                 raise Invalid("allocation.provider", f"Allocation for resource provider '{uuid}' that does not exist.")
-        for uuid in (*before[new.consumer_uuid].providers, *new.providers):
-            if uuid not in usages and transaction.get(PROVIDER, uuid) is not None:
-                usages[uuid] = transaction.get(USAGE, uuid) or Usage(provider_uuid=uuid)
     return usages
 
 

@@ -8,14 +8,17 @@ from collections.abc import Iterable
 from control.kernel import fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database
-from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER
+from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER, USAGE
 from control.placement.neighbours import Demands
 from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider
 from scheduler.fleet import Fleet
-from scheduler.types import MOST, Held, Host, Inventory, Request, Row, Shape, amounts
+from scheduler.types import MOST, Group, Held, Host, Inventory, Request, Row, Shape, amounts
 
 #: The shape of a consumer until somebody asks what it needs.
 ANY = Shape(())
+
+#: What a plan stands on.
+_READ = (HOST, PROVIDER, USAGE, AGGREGATE, ALLOCATION)
 
 
 class LiveFleet:
@@ -32,6 +35,7 @@ class LiveFleet:
         self._names: dict[str, str] = {}              # host by root UUID
         self._homes: dict[str, tuple[str, ...]] = {}  # names in the fleet that a consumer has
         self._fresh = False
+        self._moved = 0
         self._listening = cache.listening(self._on_change)
         self._listening.__enter__()
 
@@ -47,21 +51,45 @@ class LiveFleet:
         self._fleet.revision = self._cache.revision
         return self._fleet
 
+    @property
+    def moved(self) -> int:
+        """The last revision at which a host, a provider, an aggregate or an allocation changed; or, of those before this fleet
+        was first asked for, the one that it was asked for at."""
+        self.current()
+        return self._moved
+
     def what_if(self) -> Fleet:
-        """A copy to plan on, in which every server is there with all that it asks for."""
+        """A copy to plan on, in which every server is there with all that it asks for, and others ask for what they hold."""
         twin = self.current().copy()
         for consumer, homes in self._homes.items():
-            if len(homes) == 1 and (demand := self._demands.demand_of(consumer)):
+            demand = self._demands.demand_of(consumer) if len(homes) == 1 else None
+            for name in homes if demand is None else ():
+                twin.remember(Request(name, _as_held(twin, name)))
+            if demand is not None:
                 request, group = demand
                 if group is not None and group.id not in twin.groups:
                     twin.set_group(group)
                 twin.remember(request)
         return twin
 
+    def host_with(self, root_uuid: str) -> str:
+        """The host whose root provider it is; "" for none."""
+        self.current()
+        return self._names.get(root_uuid, "")
+
+    def is_server(self, consumer: str) -> bool:
+        return self._demands.demand_of(consumer) is not None
+
+    def shape_of(self, flavor: str) -> Shape | None:
+        """What a server of a flavor, by id or name, asks for; None where there is no such flavor. Raises Invalid."""
+        return self._demands.shape_of(flavor)
+
     # Following
 
     def _on_change(self, change: Change) -> None:
         each = [one for one in (change.before, change.after) if one is not None]
+        if change.kind in _READ:
+            self._moved = max(self._moved, change.revision)
         if change.kind is HOST:
             self._hosts.update(host.name for host in each)
         elif change.kind is PROVIDER:
@@ -74,6 +102,7 @@ class LiveFleet:
     def _load(self) -> None:
         """Everything anew: hosts first, so that the fleet has all its classes, then what is held, many at a time."""
         self._forget_changes()
+        self._moved = self._cache.revision            # what was deleted before left no trace
         self._names, self._homes = {}, {}
         records = sorted(self._cache.all(HOST), key=lambda record: record.name)
         self._names = {record.id: record.name for record in records}
@@ -189,3 +218,11 @@ def _in_order(root: str, providers: Iterable[Provider]) -> list[Provider]:
     for provider in ordered:
         ordered += children.get(provider.uuid, [])
     return ordered
+
+
+def _as_held(hosts: Fleet, consumer: str) -> Shape:
+    """The shape of a consumer that asks for what it holds: of parts of its host, of as many parts."""
+    root = hosts.hosts[hosts.host_of(consumer)].rows[0].name
+    held = hosts.held(consumer)
+    return Shape(next((part.amounts for part in held if part.row == root), ()),
+                 groups=tuple(Group(part.amounts) for part in held if part.row != root), isolate=True)

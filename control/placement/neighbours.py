@@ -1,7 +1,7 @@
 """What placement asks of other services. main.py passes the real ones in."""
 from typing import Protocol
 
-from scheduler.types import Request, ServerGroup
+from scheduler.types import Request, ServerGroup, Shape
 
 
 class Demands(Protocol):
@@ -12,3 +12,9 @@ class Demands(Protocol):
 
     def group_of(self, server_id: str) -> ServerGroup | None:
         """The group of a server; None for one without, and for what is no server."""
+
+    def shape_of(self, flavor: str) -> Shape | None:
+        """What a server of a flavor, by id or name, asks for; None where there is no such flavor.
+
+        Raises Invalid where the flavor asks for what cannot be.
+        """

@@ -6,9 +6,11 @@ from control.placement.aggregates import Aggregates
 from control.placement.allocation_candidates import AllocationCandidates
 from control.placement.allocations import Allocations
 from control.placement.inventories import Inventories
+from control.placement.live import LiveFleet
 from control.placement.reshaper import Reshaper
 from control.placement.resource_classes import ResourceClasses
 from control.placement.resource_providers import ResourceProviders
+from control.placement.scheduling import Scheduling
 from control.placement.traits import Traits
 from control.placement.usages import Usages
 from control.placement.view import View
@@ -21,12 +23,13 @@ from protos.placement.v1 import (
     reshaper_pb2,
     resource_classes_pb2,
     resource_providers_pb2,
+    scheduling_pb2,
     traits_pb2,
     usages_pb2,
 )
 
 
-def servicers(database: Database) -> list[tuple[object, ServiceDescriptor]]:
+def servicers(database: Database, live: LiveFleet) -> list[tuple[object, ServiceDescriptor]]:
     """What the dispatcher shall serve."""
     view = View(database.cache)
     return [
@@ -39,4 +42,5 @@ def servicers(database: Database) -> list[tuple[object, ServiceDescriptor]]:
         (Allocations(database), allocations_pb2.DESCRIPTOR.services_by_name["Allocations"]),
         (AllocationCandidates(database, view), allocation_candidates_pb2.DESCRIPTOR.services_by_name["AllocationCandidates"]),
         (Reshaper(database), reshaper_pb2.DESCRIPTOR.services_by_name["Reshaper"]),
+        (Scheduling(database, live), scheduling_pb2.DESCRIPTOR.services_by_name["Scheduling"]),
     ]

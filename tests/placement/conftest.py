@@ -19,6 +19,7 @@ from control.kernel.errors import Unauthenticated
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore
 from control.placement import service
+from control.placement.live import LiveFleet
 
 ROLES = {"admin": {"admin"}, "service": {"service"}, "member": {"member", "reader"}, "reader": {"reader"}, "nobody": set()}
 
@@ -31,6 +32,19 @@ class Tokens:
         if name not in ROLES:
             raise Unauthenticated("token.invalid", "The request you have made requires authentication.")
         return Caller(user_id=f"user-{name}", project_id=project or f"project-{name}", roles=frozenset(ROLES[name]))
+
+
+class NoServers:
+    """Nothing that is held belongs to a server, and there is no flavor."""
+
+    def demand_of(self, server_id: str) -> None:
+        return None
+
+    def group_of(self, server_id: str) -> None:
+        return None
+
+    def shape_of(self, flavor: str) -> None:
+        return None
 
 
 class Client(requests.Session):
@@ -101,7 +115,7 @@ class Cloud:
         if self._has_identity:
             for servicer, descriptor in identity.servicers(self.database, authenticator, identity.Passwords()):
                 dispatcher.add(servicer, descriptor)
-        for servicer, descriptor in service.servicers(self.database):
+        for servicer, descriptor in service.servicers(self.database, LiveFleet(self.database, NoServers())):
             dispatcher.add(servicer, descriptor)
         tasks = [asyncio.create_task(work) for work in (
             self.database.cache.run(), serve(Gateway(dispatcher), "127.0.0.1", 0, listener=self._listener))]

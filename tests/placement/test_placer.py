@@ -15,6 +15,7 @@ from control.placement.placer import FleetPlacer
 from protos.internal.v1.fleet_pb2 import HostAggregate, HostRecord
 from protos.internal.v1.hosts_pb2 import Inventory
 from scheduler.types import Request, ServerGroup, Shape, amounts
+from tests.placement.conftest import NoServers
 
 ALL_OF_IT = HostProviders(reserved=dict.fromkeys(fleet.HOST_CLASSES, 0), ratios={"VCPU": 16.0, "MEMORY_MB": 1.0, "DISK_GB": 1.0})
 
@@ -47,18 +48,8 @@ def wanted(server_id: str, ram: int = 1024, group: ServerGroup | None = None, **
     return Wanted(Request(server_id, shape, group.id if group else ""), group, "p", "u")
 
 
-class NoDemands:
-    """Nothing that is held belongs to a server."""
-
-    def demand_of(self, server_id: str) -> None:
-        return None
-
-    def group_of(self, server_id: str) -> None:
-        return None
-
-
 def placer_of(database: Database, demands=None) -> FleetPlacer:
-    return FleetPlacer(LiveFleet(database, demands or NoDemands()))
+    return FleetPlacer(LiveFleet(database, demands or NoServers()))
 
 
 def hosts_of(answers: list[Placed | Refused]) -> list[str]:

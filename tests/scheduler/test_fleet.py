@@ -1,6 +1,7 @@
 """The fleet: capacity is kept, refusals say why and what would help, choices say why, and a dry run tells the truth."""
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -297,3 +298,39 @@ def test_a_removed_group_lets_its_members_be():
 def test_bad_input_is_refused_with_its_reason(make, error):
     with pytest.raises(ValueError, match=error):
         make()
+
+
+@settings(max_examples=150, deadline=None)
+@given(fleets(), requests(), requests(), st.booleans())
+def test_many_without_names_go_where_one_by_one_they_would(fleet, before, wanted, all_or_nothing):
+    for request in before:
+        fleet.place(replace(request, id=f"before-{request.id}"))
+    plain = [replace(request, only=None, avoid=frozenset(), until=0) for request in wanted]
+    kinds, names = list(dict.fromkeys(request.shape for request in plain)), list(fleet.groups)
+    which = np.array([kinds.index(request.shape) for request in plain], np.int32)
+    groups = np.array([names.index(request.group) if request.group else -1 for request in plain], np.int32)
+    was = state(fleet)
+    tried = fleet.place_many(kinds, which, groups, names, all_or_nothing=all_or_nothing, held=True, reasons=100)
+    assert state(fleet) == was
+    if all_or_nothing:
+        answers = fleet.copy().place_all(plain)
+        if any(isinstance(answer, Refusal) for answer in answers):
+            assert (tried.hosts == -1).all() and tried.refused
+            return
+    else:
+        answers = fleet.dry_run(plain)
+    assert [fleet.names[host] if host >= 0 else "" for host in tried.hosts] == [
+        answer.host if isinstance(answer, Placement) else "" for answer in answers]
+    assert list(tried.held) == [answer.held if isinstance(answer, Placement) else () for answer in answers]
+    assert sum(count for count, _ in tried.refused.values()) == sum(isinstance(answer, Refusal) for answer in answers)
+    assert all(refusal is not None and refusal.request.shape == kinds[shape]
+               for (shape, _), (_, refusal) in tried.refused.items())
+
+
+def test_what_a_consumer_needs_can_be_told_later():
+    fleet = Fleet([single_row("a", {"VCPU": Inventory(4)}), single_row("b", {"VCPU": Inventory(4)}, traits=frozenset({"A"}))])
+    fleet.hold(Request("s", Shape(())), "b", [Held("b", (("VCPU", 1),))])
+    needs = Request("s", Shape((("VCPU", 1),), required=frozenset({"A"})))
+    fleet.remember(needs)
+    assert fleet.request("s") == needs
+    assert isinstance(fleet.move("s"), Refusal) and fleet.host_of("s") == "b"
