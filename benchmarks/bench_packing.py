@@ -98,16 +98,21 @@ def by_engine(policy: str) -> Callable[[Trace, np.ndarray], np.ndarray]:
 
 
 def by_score(score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Trace, np.ndarray], np.ndarray]:
-    """The host in use with the least score, which is given free shares (hosts, 2) and demand (2,); a new one where none fits."""
+    """The host in use with the least score, by what is free (hosts, 2) and the demand (2,); a new one where none fits.
+
+    Of both resources a host has the same, in units that make all amounts whole numbers: ties are ties.
+    """
+    whole = np.lcm.reduce(HOST)
+
     def run(trace: Trace, events: np.ndarray) -> np.ndarray:
-        free = np.ones((trace.hosts, 2))
+        free = np.full((trace.hosts, 2), whole)
         members = np.zeros(trace.hosts, np.int64)
-        demands, flavors = trace.demand / HOST, trace.flavor.tolist()
+        demands, flavors = trace.demand * (whole // HOST), trace.flavor.tolist()
         chosen, opened = [-1] * len(flavors), 0
         for _, arrives, request in events.tolist():
             demand, host = demands[flavors[request]], chosen[request]
             if arrives:
-                room = free[:opened] + 1e-9        # shares add up to no more than nearly one
+                room = free[:opened]
                 fits = np.flatnonzero((room[:, 0] >= demand[0]) & (room[:, 1] >= demand[1]) & (members[:opened] > 0))
                 if len(fits):
                     host = int(fits[score(room[fits], demand).argmin()])

@@ -1,28 +1,31 @@
 """The scheduler beside its peers, in one run: Placement's API beside ours, Nova's filters and weighers beside Fleet.place.
 
-Run: python benchmarks/bench_scheduler_peers.py [--quick] [--json]. Both clouds have the same providers, made through the same
-calls. Ours is one process of uvicorn over an etcd of its own with TLS and fsync; Placement comes from PyPI into an environment
-of its own, behind uwsgi with 2 workers, over SQLite, which wants one writer at a time: what writes is measured with one
-connection on both sides. Neither asks an identity service. Nova's filters and weighers, those that are on by default, get their
-hosts ready in memory: no database, no message bus, no Placement, so it is the least that Nova's scheduler can cost. What cannot
-be installed is left out, with the reason.
+Run: python benchmarks/bench_scheduler_peers.py [--quick] [--json]. Both have the same providers. Ours is one process of uvicorn
+over an etcd of its own with TLS and fsync; Placement comes from PyPI into an environment of its own, behind uwsgi with 2
+workers, over SQLite, which wants one writer at a time: what writes is measured with one connection on both sides. Neither asks
+an identity service. Nova's filters and weighers, those that are on by default, get their hosts ready in memory: no database, no
+message bus, no Placement, so it is the least that Nova's scheduler can cost. What cannot be installed is left out, with the
+reason.
 """
 import argparse
 import asyncio
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ from scheduler.types import Inventory, Request, Shape, amounts
 ENVIRONMENT = Path("/var/tmp/brume-bench-openstack")
 PACKAGES = ("openstack-placement", "nova", "uwsgi")
 HEADERS = {"X-Auth-Token": "admin", "OpenStack-API-Version": "placement 1.39", "Content-Type": "application/json"}
-INVENTORIES = {"VCPU": {"total": 64, "allocation_ratio": 16.0}, "MEMORY_MB": {"total": 524288, "allocation_ratio": 1.5},
+INVENTORIES: dict[str, dict[str, Any]] = {"VCPU": {"total": 64, "allocation_ratio": 16.0}, "MEMORY_MB": {"total": 524288, "allocation_ratio": 1.5},
                "DISK_GB": {"total": 8000}}
 ASKED = {"VCPU": 1, "MEMORY_MB": 1024, "DISK_GB": 10}
 CANDIDATES = "/allocation_candidates?resources=" + ",".join(f"{name}:{amount}" for name, amount in ASKED.items())
@@ -122,6 +125,16 @@ class Anyone:
         return Caller(user_id="u", project_id="p", roles=frozenset({"admin"}))
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A placement API that runs. `fill` makes providers with inventories."""
+
+    port: int
+    path: str
+    pids: list[int]
+    fill: Callable[[list[str]], None]
+
+
 def serve_placement(listener: socket.socket, endpoint: str, pki: Path) -> None:
     """Serve our placement API from this process, until it is ended."""
     async def run() -> None:
@@ -135,9 +148,9 @@ def serve_placement(listener: socket.socket, endpoint: str, pki: Path) -> None:
     uvloop.run(run())
 
 
-@contextmanager
-def brume() -> Iterator[tuple[int, str, list[int]]]:
-    """Our placement API: port, path, processes."""
+@contextlib.contextmanager
+def brume() -> Iterator[Server]:
+    """Our placement API."""
     with running_etcd() as config, listen("127.0.0.1", 0) as listener:
         arguments = (listener, config.endpoint, config.data_dir.parent / "pki")
         process = multiprocessing.get_context("fork").Process(target=serve_placement, args=arguments, daemon=True)
@@ -145,16 +158,16 @@ def brume() -> Iterator[tuple[int, str, list[int]]]:
         try:
             port = listener.getsockname()[1]
             wait(port, "/placement")
-            assert process.pid is not None
-            yield port, "/placement", [process.pid, *(pid for pid in descendants(os.getpid()) if command(pid) == "etcd")]
+            pids = [pid for pid in descendants(os.getpid()) if pid == process.pid or command(pid) == "etcd"]
+            yield Server(port, "/placement", pids, functools.partial(fill_by_calls, port, "/placement"))
         finally:
             process.terminate()
             process.join()
 
 
-@contextmanager
-def placement(environment: Path) -> Iterator[tuple[int, str, list[int]]]:
-    """Placement from PyPI behind uwsgi: port, path, processes."""
+@contextlib.contextmanager
+def placement(environment: Path) -> Iterator[Server]:
+    """Placement from PyPI behind uwsgi."""
     directory = Path(tempfile.mkdtemp(prefix="placement-"))
     file = directory / "placement.conf"
     file.write_text(f"[DEFAULT]\nlog_file={directory}/placement.log\n[api]\nauth_strategy=noauth2\n"
@@ -169,10 +182,10 @@ def placement(environment: Path) -> Iterator[tuple[int, str, list[int]]]:
          "--enable-threads", "--disable-logging", "--need-app", "--buffer-size", "65535", "--virtualenv", str(environment),
          "--module", "placement.wsgi.api:application", "--add-header", "Connection: close", "--die-on-term"],
         env={**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(directory)}, cwd=directory,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stdout=(directory / "uwsgi.log").open("wb"), stderr=subprocess.STDOUT)
     try:
         wait(port, "")
-        yield port, "", descendants(process.pid)
+        yield Server(port, "", descendants(process.pid), functools.partial(fill_database, directory / "placement.db"))
     finally:
         process.terminate()
         process.wait()
@@ -205,14 +218,34 @@ def call(client: Client, method: str, path: str, body: Any = None) -> Any:
     return json.loads(data) if data else None
 
 
-def fill(port: int, path: str, names: list[str]) -> None:
-    """Providers with inventories, one after the other: with two writers at once SQLite refuses one."""
+def fill_by_calls(port: int, path: str, names: list[str]) -> None:
+    """Providers with inventories, through the API."""
     client = Client(port)
     for name in names:
-        provider = str(uuid.uuid5(uuid.NAMESPACE_DNS, name))
-        call(client, "POST", f"{path}/resource_providers", {"name": name, "uuid": provider})
-        call(client, "PUT", f"{path}/resource_providers/{provider}/inventories",
+        call(client, "POST", f"{path}/resource_providers", {"name": name, "uuid": provider_of(name)})
+        call(client, "PUT", f"{path}/resource_providers/{provider_of(name)}/inventories",
              {"resource_provider_generation": 0, "inventories": INVENTORIES})
+
+
+def fill_database(file: Path, names: list[str]) -> None:
+    """The same, into Placement's tables: by calls it would take minutes."""
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database, database:
+        classes = dict(database.execute("SELECT name, id FROM resource_classes"))
+        for name in names:
+            number = database.execute("INSERT INTO resource_providers (uuid, name, generation) VALUES (?, ?, 1)",
+                                      (provider_of(name), name)).lastrowid
+            database.execute("UPDATE resource_providers SET root_provider_id = id WHERE id = ?", (number,))
+            database.executemany(
+                "INSERT INTO inventories (resource_provider_id, resource_class_id, total, reserved, min_unit, max_unit, "
+                "step_size, allocation_ratio) VALUES (?, ?, ?, 0, 1, ?, 1, ?)",
+                [(number, classes[kind], has["total"], has["total"], has.get("allocation_ratio", 1.0))
+                 for kind, has in INVENTORIES.items()])
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+        database.execute("ANALYZE")
+
+
+def provider_of(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, name))
 
 
 def claim_body(provider: str) -> dict[str, Any]:
@@ -233,15 +266,15 @@ def full_claims(port: int, path: str, seconds: float) -> dict[str, Any]:
     return {"per_second": len(times) / sum(times), "p50_ms": statistics.median(times) * 1000}
 
 
-def api(server: tuple[int, str, list[int]], hosts: int, present: int, seconds: float, clients: int) -> dict[str, Any]:
+def api(server: Server, hosts: int, present: int, seconds: float, clients: int) -> dict[str, Any]:
     """What the API does with so many providers, of which some are there already."""
-    port, path, pids = server
+    port, path, pids = server.port, server.path, server.pids
     names = [f"h{number:06}" for number in range(hosts)]
-    fill(port, path, names[present:])
+    server.fill(names[present:])
     found = call(Client(port), "GET", f"{path}{CANDIDATES}&limit={LIMIT}")["allocation_requests"]
     if len(found) != min(hosts, LIMIT):
         raise SystemExit(f"{len(found)} candidates of {hosts} providers")
-    providers = [str(uuid.uuid5(uuid.NAMESPACE_DNS, name)) for name in names]
+    providers = [provider_of(name) for name in names]
     loads = {
         f"candidates, limit {LIMIT}": lambda n: ("GET", f"{path}{CANDIDATES}&limit={LIMIT}", HEADERS, None),
         "candidates, limit 1": lambda n: ("GET", f"{path}{CANDIDATES}&limit=1", HEADERS, None),
@@ -256,7 +289,7 @@ def api(server: tuple[int, str, list[int]], hosts: int, present: int, seconds: f
 
 def in_process(hosts: int, calls: int) -> float:
     """Milliseconds of one Fleet.place, the median."""
-    has = {name: Inventory(given["total"], allocation_ratio=given.get("allocation_ratio", 1.0))  # type: ignore[arg-type]
+    has = {name: Inventory(given["total"], allocation_ratio=given.get("allocation_ratio", 1.0))
            for name, given in INVENTORIES.items()}
     made, shape, times = Fleet(single_row(f"h{number:06}", has) for number in range(hosts)), Shape(amounts(ASKED)), []
     for number in range(calls):
