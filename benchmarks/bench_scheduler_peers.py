@@ -47,8 +47,9 @@ from scheduler.types import Inventory, Request, Shape, amounts
 ENVIRONMENT = Path("/var/tmp/brume-bench-openstack")
 PACKAGES = ("openstack-placement", "nova", "uwsgi")
 HEADERS = {"X-Auth-Token": "admin", "OpenStack-API-Version": "placement 1.39", "Content-Type": "application/json"}
-INVENTORIES: dict[str, dict[str, Any]] = {"VCPU": {"total": 64, "allocation_ratio": 16.0}, "MEMORY_MB": {"total": 524288, "allocation_ratio": 1.5},
-               "DISK_GB": {"total": 8000}}
+INVENTORIES: dict[str, dict[str, Any]] = {
+    "VCPU": {"total": 64, "allocation_ratio": 16.0}, "MEMORY_MB": {"total": 524288, "allocation_ratio": 1.5},
+    "DISK_GB": {"total": 8000}}
 ASKED = {"VCPU": 1, "MEMORY_MB": 1024, "DISK_GB": 10}
 CANDIDATES = "/allocation_candidates?resources=" + ",".join(f"{name}:{amount}" for name, amount in ASKED.items())
 LIMIT = 1000                                   # what Nova asks for
@@ -255,7 +256,8 @@ def claim_body(provider: str) -> dict[str, Any]:
 
 def full_claims(port: int, path: str, seconds: float) -> dict[str, Any]:
     """Candidates, one of them at random, and the claim of it: as Nova does for a server, one after the other."""
-    client, chance, times = Client(port), random.Random(1), []
+    client, chance = Client(port), random.Random(1)
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         started = time.perf_counter()
