@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Numbers = NDArray[np.int32]
+    Numbers = NDArray[np.signedinteger]
 else:
     def _lazily(name: str) -> ModuleType:
         if name in sys.modules:
