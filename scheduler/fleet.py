@@ -314,18 +314,25 @@ class Fleet:
 
     def hold_many(self, held: Sequence[tuple[str, str, Amounts, str]]) -> None:
         """Claim for many what they hold of their host's first row: (consumer, host, amounts, group or "")."""
-        self._widen({name for each in {amounts for _, _, amounts, _ in held} for name, _ in each})
-        if self._shape_room < len(self.shapes) + len({amounts for _, _, amounts, _ in held}):
+        distinct = {amounts for _, _, amounts, _ in held}
+        self._widen({name for each in distinct for name, _ in each})
+        if self._shape_room < len(self.shapes) + len(distinct):
             self._shape_room = 2 * (len(self.shapes) + len(held))
-        hosts, shapes, groups, claims = (np.empty(len(held), np.int32) for _ in range(4))
-        for i, (consumer, host, given, group) in enumerate(held):
-            if consumer in self.claims:
-                raise ValueError(f"{consumer} has a place already")
-            hosts[i], shapes[i] = self.numbers[host], self.shape_number(Shape(given))
-            groups[i] = self.group_numbers[group] if group else -1
-        self.engine.hold_many(hosts, shapes, groups, claims)
-        for (consumer, _, _, group), claim, shape in zip(held, claims.tolist(), shapes.tolist(), strict=True):
-            self._note(Request(consumer, self.shapes[shape], group), claim, shape)
+        if twice := next((consumer for consumer, *_ in held if consumer in self.claims), ""):
+            raise ValueError(f"{twice} has a place already")
+        numbers = {given: self.shape_number(Shape(given)) for given in distinct}
+        claims = np.empty(len(held), np.int32)
+        self.engine.hold_many(np.array([self.numbers[host] for _, host, _, _ in held], np.int32),
+                              np.array([numbers[given] for _, _, given, _ in held], np.int32),
+                              np.array([self.group_numbers[group] if group else -1 for *_, group in held], np.int32), claims)
+        more = int(claims.max(initial=-1)) + 1 - len(self._consumers)
+        self._consumers += [""] * more
+        self._claim_shapes += [0] * more
+        for (consumer, _, given, group), claim in zip(held, claims.tolist(), strict=True):
+            self.claims[consumer] = claim
+            self._consumers[claim], self._claim_shapes[claim] = consumer, numbers[given]
+            if group:
+                self._claim_groups[consumer] = group
 
     def release(self, consumer: str) -> None:
         """Give back what a consumer holds. KeyError if it holds nothing."""

@@ -6,6 +6,7 @@ awaits is a consistent snapshot. Messages handed out belong to the cache; a call
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -19,6 +20,9 @@ from control.kernel.store import Record, Store
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
+
+#: Parts that percent-encoding leaves as they are: nearly all.
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +38,7 @@ class Kind(Generic[M]):
 
     def key(self, *parts: str) -> str:
         """The store key of an id. Parts may hold any text: they are percent-encoded."""
-        return self.prefix + "/".join(quote(part, safe="") for part in parts)
+        return self.prefix + "/".join([part if _PLAIN(part) else quote(part, safe="") for part in parts])
 
     def key_of(self, message: M) -> str:
         return self.key(*self.id_of(message))

@@ -12,7 +12,7 @@ from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER, USAGE
 from control.placement.neighbours import Demands
 from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider
 from scheduler.fleet import Fleet
-from scheduler.types import MOST, Group, Held, Host, Inventory, Request, Row, Shape, amounts
+from scheduler.types import MOST, Amounts, Group, Held, Host, Inventory, Request, Row, Shape, amounts
 
 #: The shape of a consumer until somebody asks what it needs.
 ANY = Shape(())
@@ -107,17 +107,21 @@ class LiveFleet:
         records = sorted(self._cache.all(HOST), key=lambda record: record.name)
         self._names = {record.id: record.name for record in records}
         self._fleet = Fleet(filter(None, map(self._host, records)))
-        simple: list[tuple[str, str, tuple[tuple[str, int], ...], str]] = []
+        simple: list[tuple[str, str, Amounts, str]] = []
+        roots = {host.rows[0].name: name for name, host in self._fleet.hosts.items()}
+        known: dict[tuple[tuple[str, int], ...], Amounts] = {}
         for allocation in self._cache.all(ALLOCATION):
-            parts = self._parts(allocation)
-            group = self._group(allocation.consumer_uuid)
-            if len(parts) == 1:
-                [(host, held)] = parts.items()
-                if len(held) == 1 and held[0].row == self._fleet.hosts[host].rows[0].name:
-                    simple.append((allocation.consumer_uuid, host, held[0].amounts, group))
-                    self._homes[allocation.consumer_uuid] = (allocation.consumer_uuid,)
-                    continue
-            self._hold(allocation.consumer_uuid, parts, group)
+            consumer = allocation.consumer_uuid
+            group = self._group(consumer)
+            uuids = list(allocation.providers)
+            if len(uuids) == 1 and (host := roots.get(uuids[0])):
+                given = tuple(allocation.providers[uuids[0]].resources.items())
+                if given not in known:
+                    known[given] = amounts(dict(given))
+                simple.append((consumer, host, known[given], group))
+                self._homes[consumer] = (consumer,)
+            else:
+                self._hold(consumer, self._parts(allocation), group)
         self._fleet.hold_many(simple)
         self._fresh = True
 

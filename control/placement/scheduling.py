@@ -4,6 +4,7 @@ What Schedule says it allocated is committed; a dry run answers what it would ha
 """
 import asyncio
 import functools
+import random
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Scheduling(Planning):
         super().__init__(database, live)
         self._db = database
         self._live = live
+        self._writing = asyncio.Lock()         # calls decided at once would choose the same best hosts, and all but one lose
 
     async def Schedule(self, request: pb.ScheduleRequest, call: Call) -> pb.ScheduleResponse:
         asked = _asked(request)
@@ -87,7 +89,8 @@ class Scheduling(Planning):
         def allocation_of(want: Want) -> Allocation:
             return ledger.allocation(asked.consumers[want.number], project, user, kind, held_of(want.held))
 
-        answer = await self._place(asked, allocation_of)
+        async with self._writing:
+            answer = await self._place(asked, allocation_of)
         if made and answer.placed:
             answer.consumer_ids.extend(asked.consumers)
         return answer
@@ -110,7 +113,9 @@ class Scheduling(Planning):
         refused: dict[tuple[int, int], tuple[int, Refusal | None]] = {}
         revision, trouble = self._db.cache.revision, "others took what was chosen, again and again: try once more"
         taken = 0
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt > 2:
+                await asyncio.sleep(random.uniform(0, 0.005 * attempt))  # noqa: S311 - spreads retries, no secret
             decided = self._decide(asked, pending, placed)
             for pair, (count, why) in decided.refused.items():
                 refused[pair] = refused.get(pair, (0, None))[0] + count, why

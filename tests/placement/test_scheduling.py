@@ -175,6 +175,15 @@ async def test_what_another_takes_meanwhile_is_chosen_anew(database, scheduling)
     check_books(database)
 
 
+async def test_a_hundred_calls_at_once_all_place(database, scheduling):
+    await add_host(database, "a", VCPU=200)
+    await add_host(database, "b", VCPU=200)
+    request = pb.ScheduleRequest(shapes=[vcpus(2, policy="spread")], shape_of=[0])
+    answers = await asyncio.gather(*(scheduling.Schedule(request, CALL) for _ in range(100)))
+    assert sorted(where(answer)[0] for answer in answers) == ["a"] * 50 + ["b"] * 50
+    check_books(database)
+
+
 async def test_consumers_that_hold_something_are_refused_before_anything_is_done(database, scheduling):
     await add_host(database, "a", VCPU=10)
     names = [str(uuid.uuid4()) for _ in range(3)]

@@ -334,3 +334,18 @@ def test_what_a_consumer_needs_can_be_told_later():
     fleet.remember(needs)
     assert fleet.request("s") == needs
     assert isinstance(fleet.move("s"), Refusal) and fleet.host_of("s") == "b"
+
+
+def test_many_that_hold_something_already_are_held_as_one_by_one():
+    hosts = [single_row(name, {"VCPU": Inventory(9)}) for name in "ab"]
+    groups = [ServerGroup("apart", "anti-affinity")]
+    held = [(f"s{number}", "ab"[number % 2], (("VCPU", number % 3),) if number % 3 else (), "apart" if number == 4 else "")
+            for number in range(7)]
+    many, each = Fleet(hosts, groups=groups), Fleet(hosts, groups=groups)
+    many.hold_many(held)
+    for consumer, host, given_amounts, group in held:
+        each.hold(Request(consumer, Shape(given_amounts), group), host, [Held(host, given_amounts)])
+    assert state(many) == state(each)
+    assert all(many.request(consumer) == each.request(consumer) for consumer, *_ in held)
+    with pytest.raises(ValueError, match="s3 has a place already"):
+        many.hold_many([("s3", "a", (), "")])
