@@ -18,7 +18,9 @@ from control.kernel.database import Database
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore, Record
 from control.placement import service
+from control.placement.live import LiveFleet
 from control.placement.model import STANDARD_TRAITS
+from control.placement.neighbours import NoServers
 from protos.internal.v1.fleet_pb2 import Provider, ProviderInventory
 from tests.api.client import Client
 
@@ -56,7 +58,7 @@ async def measure(hosts: int, repeat: int) -> dict[str, float]:
         await store.commit(Record(fleet.PROVIDER.key_of(provider), provider.SerializeToString()))
     database = Database(store, fleet.KINDS)
     dispatcher = Dispatcher(Admins())
-    for servicer, descriptor in service.servicers(database):
+    for servicer, descriptor in service.servicers(database, LiveFleet(database, NoServers())):
         dispatcher.add(servicer, descriptor)
     client = Client(Gateway(dispatcher), {"x-auth-token": "admin", "openstack-api-version": "placement 1.39"})
     started = time.perf_counter()

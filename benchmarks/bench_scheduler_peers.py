@@ -41,6 +41,8 @@ from control.kernel.database import Database
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.rpc import Dispatcher
 from control.placement import service
+from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 from scheduler.fleet import Fleet, single_row
 from scheduler.types import Inventory, Request, Shape, amounts
 
@@ -143,7 +145,7 @@ def serve_placement(listener: socket.socket, endpoint: str, pki: Path) -> None:
         await etcd_server.wait_ready([endpoint], client)
         database = Database(EtcdStore([endpoint], client), fleet.KINDS)
         dispatcher = Dispatcher(Anyone())
-        for servicer, descriptor in service.servicers(database):
+        for servicer, descriptor in service.servicers(database, LiveFleet(database, NoServers())):
             dispatcher.add(servicer, descriptor)
         await asyncio.gather(database.cache.run(), serve(Gateway(dispatcher), "127.0.0.1", 0, listener=listener))
     uvloop.run(run())

@@ -32,6 +32,9 @@ TELLING = 20
 LOGGERS = ("control", "agents", "scheduler", "ldap3", "uvicorn", "oauthlib.oauth1.rfc5849.endpoints",
            "oauthlib.oauth1.rfc5849.signature")
 
+#: Clients that tests run in their own process tell their user what they were called with: not ours to keep.
+CLIENTS = ("osc_lib", "openstackclient", "cliff", "keystoneauth")
+
 #: Between where a line is from and the line.
 _MARK = "\x1f"
 
@@ -125,6 +128,8 @@ class _Handler(logging.Handler):
         self.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith(CLIENTS):
+            return
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
         self._watch.log(self.format(record), test)
 

@@ -18,3 +18,16 @@ class Demands(Protocol):
 
         Raises Invalid where the flavor asks for what cannot be.
         """
+
+
+class NoServers:
+    """Of a placement service without compute: nothing that is held belongs to a server, and there is no flavor."""
+
+    def demand_of(self, server_id: str) -> None:
+        return None
+
+    def group_of(self, server_id: str) -> None:
+        return None
+
+    def shape_of(self, flavor: str) -> None:
+        return None

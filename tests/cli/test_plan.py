@@ -14,10 +14,10 @@ from control.kernel.database import Database
 from control.kernel.fleet import HOST
 from control.kernel.store import MemoryStore
 from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 from control.placement.scheduling import Scheduling
 from protos.placement.v1 import scheduling_pb2 as pb
 from tests.identity.conftest import PASSWORDS, Cloud
-from tests.placement.conftest import NoServers
 from tests.placement.test_scheduling import CALL, add_host, homes, vcpus
 
 

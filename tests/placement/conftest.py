@@ -20,6 +20,7 @@ from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore
 from control.placement import service
 from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 
 ROLES = {"admin": {"admin"}, "service": {"service"}, "member": {"member", "reader"}, "reader": {"reader"}, "nobody": set()}
 
@@ -32,19 +33,6 @@ class Tokens:
         if name not in ROLES:
             raise Unauthenticated("token.invalid", "The request you have made requires authentication.")
         return Caller(user_id=f"user-{name}", project_id=project or f"project-{name}", roles=frozenset(ROLES[name]))
-
-
-class NoServers:
-    """Nothing that is held belongs to a server, and there is no flavor."""
-
-    def demand_of(self, server_id: str) -> None:
-        return None
-
-    def group_of(self, server_id: str) -> None:
-        return None
-
-    def shape_of(self, flavor: str) -> None:
-        return None
 
 
 class Client(requests.Session):

@@ -11,11 +11,11 @@ from control.kernel.store import Guard, MemoryStore
 from control.placement import ledger, trees
 from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 from control.placement.placer import FleetPlacer
 from protos.internal.v1.fleet_pb2 import HostAggregate, HostRecord
 from protos.internal.v1.hosts_pb2 import Inventory
 from scheduler.types import Request, ServerGroup, Shape, amounts
-from tests.placement.conftest import NoServers
 
 ALL_OF_IT = HostProviders(reserved=dict.fromkeys(fleet.HOST_CLASSES, 0), ratios={"VCPU": 16.0, "MEMORY_MB": 1.0, "DISK_GB": 1.0})
 

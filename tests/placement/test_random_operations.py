@@ -14,6 +14,8 @@ from control.kernel.database import Database
 from control.kernel.rpc import Dispatcher
 from control.kernel.store import MemoryStore
 from control.placement import service
+from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 from tests.api.client import Client, Reply
 from tests.placement.conftest import Tokens
 
@@ -40,7 +42,7 @@ class Placement(RuleBasedStateMachine):
     async def start(self) -> None:
         self.database = Database(MemoryStore(), fleet.KINDS)
         dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in service.servicers(self.database):
+        for servicer, descriptor in service.servicers(self.database, LiveFleet(self.database, NoServers())):
             dispatcher.add(servicer, descriptor)
         self.client = Client(Gateway(dispatcher), {"x-auth-token": "admin", "openstack-api-version": "placement 1.39"})
         self.following = asyncio.ensure_future(self.database.cache.run())

@@ -9,6 +9,8 @@ from control.kernel import fleet
 from control.kernel.database import Database
 from control.kernel.rpc import Dispatcher
 from control.placement import service
+from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 from tests.api.client import Client
 from tests.conftest import empty
 from tests.placement.conftest import Tokens
@@ -28,7 +30,7 @@ async def replicas(etcd):
     for database in databases:
         await database.cache.ready.wait()
         dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in service.servicers(database):
+        for servicer, descriptor in service.servicers(database, LiveFleet(database, NoServers())):
             dispatcher.add(servicer, descriptor)
         clients.append(Client(Gateway(dispatcher), {"x-auth-token": "admin", "openstack-api-version": "placement 1.39"}))
     yield databases, clients

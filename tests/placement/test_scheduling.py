@@ -16,13 +16,14 @@ from control.kernel.rpc import Call, Dispatcher
 from control.kernel.store import MAX_OPERATIONS, MemoryStore
 from control.placement import ledger, portions, service
 from control.placement.live import LiveFleet
+from control.placement.neighbours import NoServers
 from control.placement.portions import Want
 from control.placement.scheduling import Scheduling
 from protos.internal.v1.fleet_pb2 import HostAggregate, HostRecord, Provider, ProviderInventory, ProviderName
 from protos.placement.v1 import scheduling_pb2 as pb
 from protos.placement.v1 import scheduling_pb2_grpc
 from scheduler.types import Held, Request, Shape
-from tests.placement.conftest import NoServers, Tokens
+from tests.placement.conftest import Tokens
 
 CALL = Call(caller_or_none=Caller(user_id="u", project_id="p", roles=frozenset({"admin"})))
 
