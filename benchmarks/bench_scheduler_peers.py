@@ -330,7 +330,7 @@ def versions(path: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few providers, short, and without the peers, which take a while to start")
+    parser.add_argument("--quick", action="store_true", help="few providers, short, and without the peers")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--peers", type=Path, default=ENVIRONMENT, metavar="DIR",
                         help="the peers' environment, made when it is not there  [default: %(default)s]")
