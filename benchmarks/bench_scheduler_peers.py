@@ -175,6 +175,9 @@ def placement(environment: Path) -> Iterator[Server]:
                     f"[placement_database]\nconnection=sqlite:///{directory}/placement.db\n")
     subprocess.run([str(environment / "bin" / "placement-manage"), "--config-file", str(file), "db", "sync"], check=True,
                    capture_output=True)
+    # The first start writes traits and classes: two workers that do so at once lock SQLite, and uwsgi gives up.
+    subprocess.run([str(environment / "bin" / "python"), "-c", "import placement.wsgi.api"], check=True, capture_output=True,
+                   env={**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(directory)})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
