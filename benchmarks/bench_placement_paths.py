@@ -18,8 +18,8 @@ from typing import Any
 
 import grpc
 import uvloop
+from bench_store import callers, running_etcd
 
-from benchmarks.bench_store import callers, running_etcd
 from control.kernel import etcd_server, fleet, rpc
 from control.kernel.caller import Caller
 from control.kernel.database import Database
