@@ -1,4 +1,5 @@
 """The fleet: capacity is kept, refusals say why and what would help, choices say why, and a dry run tells the truth."""
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -349,3 +350,26 @@ def test_many_that_hold_something_already_are_held_as_one_by_one():
     assert all(many.request(consumer) == each.request(consumer) for consumer, *_ in held)
     with pytest.raises(ValueError, match="s3 has a place already"):
         many.hold_many([("s3", "a", (), "")])
+
+
+def test_ten_thousand_dry_runs_tell_what_the_real_calls_do():
+    """Over fleets that fill and empty; the generator is plain, so that the cases are many."""
+    seed = random.Random(20171201)
+    told = 0
+    while told < 10_000:
+        hosts = [single_row(f"h{number}", {name: Inventory(seed.randint(1, 12), allocation_ratio=seed.choice([1.0, 1.5]))
+                                           for name in CLASSES}, zone=seed.choice(["", "z"]),
+                            traits=frozenset(trait for trait in TRAITS if seed.random() < 0.5))
+                 for number in range(seed.randint(1, 8))]
+        fleet = Fleet(hosts, groups=[ServerGroup("apart", "anti-affinity"), ServerGroup("near", "soft-affinity")])
+        for number in range(200):
+            shape = Shape(amounts({name: seed.randint(0, 3) for name in CLASSES}), zone=seed.choice(["", "", "z"]),
+                          required=frozenset(trait for trait in TRAITS if seed.random() < 0.2),
+                          policy=seed.choice(["pack", "spread"]))
+            request = Request(f"s{number}", shape, seed.choice(["", "", "apart", "near"]))
+            [foretold] = fleet.dry_run([request])
+            assert fleet.place(request) == foretold
+            told += 1
+            if fleet.claims and seed.random() < 0.5:
+                fleet.release(seed.choice(sorted(fleet.claims)))
+        check(fleet)
