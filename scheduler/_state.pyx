@@ -417,6 +417,7 @@ cdef class State:
     def room_for_groups(self, Py_ssize_t groups):
         cdef Py_ssize_t i
         if groups > self.n_groups:
+            groups = max(groups, self.n_groups + self.n_groups // 2)
             self.group_policy = <int32_t*>resized(self.group_policy, groups, sizeof(int32_t))
             self.group_most = <int32_t*>resized(self.group_most, groups, sizeof(int32_t))
             self.group_first = <int32_t*>resized(self.group_first, groups, sizeof(int32_t))

@@ -78,6 +78,7 @@ class Fleet:
         self.names: list[str] = []                            # by host number, "" for none
         self._free_numbers: list[int] = []
         self.group_numbers: dict[str, int] = {}
+        self._free_groups: list[int] = []
         self.claims: dict[str, int] = {}                      # by consumer
         self._consumers: list[str] = []                       # by claim number
         self._requests: dict[str, Request] = {}               # of consumers whose claims do not tell it
@@ -160,8 +161,8 @@ class Fleet:
         """Make or change a server group."""
         number = self.group_numbers.get(group.id)
         if number is None:
-            unused = set(range(len(self.group_numbers) + 1)) - set(self.group_numbers.values())
-            number = self.group_numbers[group.id] = min(unused)
+            number = self._free_groups.pop() if self._free_groups else len(self.group_numbers)
+            self.group_numbers[group.id] = number
         self.engine.set_group(number, GROUP_POLICIES[group.policy], group.most)
         self.groups[group.id] = group
 
@@ -172,7 +173,8 @@ class Fleet:
                 request, host, held = replace(self.request(consumer), group=""), self.host_of(consumer), self.held(consumer)
                 self.release(consumer)
                 self.hold(request, host, held)
-            del self.groups[group_id], self.group_numbers[group_id]
+            del self.groups[group_id]
+            self._free_groups.append(self.group_numbers.pop(group_id))
 
     # Placing
 
