@@ -37,6 +37,7 @@ from control.network import service as network
 from control.placement import service as placement
 from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
+from control.placement.lives import Lives
 from control.placement.placer import FleetPlacer
 from protos.internal.v1 import hosts_pb2
 
@@ -61,7 +62,8 @@ class Replica:
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
         self.ports = network.ServerPorts(self.database)
         self.settings = compute.Settings(policy=config.placement_policy)
-        self.fleet = LiveFleet(self.database, compute.Demands(self.database, self.settings))
+        demands = compute.Demands(self.database, self.settings)
+        self.fleet = LiveFleet(self.database, demands, Lives(demands) if config.placement_policy == "pack" else None)
         self.placer = FleetPlacer(self.fleet)
         self.hosts = Hosts(
             self.database, images=self.images, inventories=HostProviders(

@@ -344,6 +344,10 @@ class Fleet:
         self._claim_groups.pop(consumer, None)
         self._consumers[claim] = ""
 
+    def extend(self, consumer: str, until: int) -> None:
+        """Say anew when a consumer is expected to end. KeyError if it holds nothing."""
+        self.engine.extend(self.claims[consumer], until)
+
     def move(self, consumer: str, *, only: Iterable[str] | None = None) -> Placement | Refusal:
         """Place a consumer anew on another host than its own; where none fits it stays as it is."""
         request, host, held = self.request(consumer), self.host_of(consumer), self.held(consumer)

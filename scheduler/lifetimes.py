@@ -16,8 +16,9 @@ AGES = np.array([*(300 * i for i in range(13)), *(3600 * 2 ** (i / 2) for i in r
 #: gets a life of its own.
 PRIOR = 20.0
 
-#: Observations after which tables are worked out anew: a look at each key that is asked for, some 50 us.
-EVERY = 2_000
+#: Ends after which tables are worked out anew, a look at each key that is asked for, some 50 us: of a twentieth of all that
+#: were seen, from so few up to so many.
+EVERY = range(10, 2_000)
 
 #: What nobody lived longer than is said to last: a year of tables would add rows that few reach.
 LONGEST = int(AGES[-1] * 1.2)
@@ -36,7 +37,7 @@ class Lifetimes:
         self._ended: dict[Hashable, np.ndarray] = {}
         self._expected: dict[Hashable, list[float]] = {}      # what remains at the beginning of each row
         self._hazards: dict[Hashable, np.ndarray] = {}
-        self._since = 0
+        self._since = self._cases = 0
 
     def remaining(self, keys: Keys, age: float) -> int:
         """Seconds that a consumer of this age is expected to live on, 300 or more: the mean over those that came so far."""
@@ -67,7 +68,8 @@ class Lifetimes:
             if ended:
                 self._ended[key][last] += 1
         self._since += ended
-        if self._since >= EVERY:
+        self._cases += ended
+        if self._since >= min(max(self._cases // 20, EVERY.start), EVERY.stop):
             self._since = 0
             self._expected.clear()
             self._hazards.clear()

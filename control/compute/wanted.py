@@ -52,6 +52,14 @@ class Demands:
         group = self._database.get(model.SERVER_GROUP, server.server_group)
         return ServerGroup(group.id, group.policy, group.max_server_per_host or 1) if group is not None else None
 
+    def life_of(self, server_id: str) -> tuple[str, str, int, int] | None:
+        """Of a server flavor, project, when it was made and when its hint says that it ends, 0 where it says none."""
+        server = self._database.get(model.SERVER, server_id)
+        if server is None:
+            return None
+        born, lifetime = server.created_at.seconds, server.hints.lifetime_seconds
+        return server.flavor.id, server.project_id, born, born + lifetime if lifetime else 0
+
     def shape_of(self, flavor: str) -> Shape | None:
         """What a server of a flavor, by id or name, asks for, image and hints aside; None where there is no such flavor.
 

@@ -9,6 +9,7 @@ from control.kernel import fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database
 from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER, USAGE
+from control.placement.lives import Lives
 from control.placement.neighbours import Demands
 from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider
 from scheduler.fleet import Fleet
@@ -22,12 +23,16 @@ _READ = (HOST, PROVIDER, USAGE, AGGREGATE, ALLOCATION)
 
 
 class LiveFleet:
-    """A fleet that follows a database's cache. Between two awaits it is as current as the cache is."""
+    """A fleet that follows a database's cache. Between two awaits it is as current as the cache is.
 
-    def __init__(self, database: Database, demands: Demands):
+    With `lives` it also knows when servers are expected to end.
+    """
+
+    def __init__(self, database: Database, demands: Demands, lives: Lives | None = None):
         self._database = database
         self._cache = cache = database.cache
         self._demands = demands
+        self.lives = lives
         self._fleet = Fleet()
         self._hosts: set[str] = set()                 # names and root UUIDs of what changed since the last look
         self._roots: set[str] = set()
@@ -47,7 +52,14 @@ class LiveFleet:
         if not self._fresh:
             self._load()
         elif self._hosts or self._roots or self._consumers:
+            self._fresh = False            # if this fails, everything is read anew
             self._follow()
+            self._fresh = True
+        if self.lives is not None:
+            self._fleet.engine.now = self.lives.now
+            for server_id, until in self.lives.outlived():
+                for name in self._homes.get(server_id, ()):
+                    self._fleet.extend(name, until)
         self._fleet.revision = self._cache.revision
         return self._fleet
 
@@ -98,6 +110,10 @@ class LiveFleet:
             self._hosts.update(name for aggregate in each for name in aggregate.hosts)
         elif change.kind is ALLOCATION:
             self._consumers.update(allocation.consumer_uuid for allocation in each)
+            if self.lives is not None and change.after is None:
+                self.lives.ended(change.before.consumer_uuid)  # type: ignore[union-attr]
+            elif self.lives is not None and change.before is None:
+                self.lives.began(change.after.consumer_uuid)  # type: ignore[union-attr]
 
     def _load(self) -> None:
         """Everything anew: hosts first, so that the fleet has all its classes, then what is held, many at a time."""
@@ -123,6 +139,8 @@ class LiveFleet:
             else:
                 self._hold(consumer, self._parts(allocation), group)
         self._fleet.hold_many(simple)
+        for consumer in self._homes:
+            self._expect(consumer)
         self._fresh = True
 
     def _follow(self) -> None:
@@ -159,6 +177,13 @@ class LiveFleet:
             allocation = self._cache.get(ALLOCATION, consumer)
             if allocation is not None:
                 self._hold(consumer, self._parts(allocation), self._group(consumer))
+                self._expect(consumer)
+
+    def _expect(self, consumer: str) -> None:
+        """Say of a consumer that was taken in when it will end, where that is known."""
+        if self.lives is not None and (until := self.lives.began(consumer)):
+            for name in self._homes.get(consumer, ()):
+                self._fleet.extend(name, until)
 
     def _forget_changes(self) -> None:
         self._hosts, self._roots, self._consumers = set(), set(), set()

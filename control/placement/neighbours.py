@@ -13,6 +13,10 @@ class Demands(Protocol):
     def group_of(self, server_id: str) -> ServerGroup | None:
         """The group of a server; None for one without, and for what is no server."""
 
+    def life_of(self, server_id: str) -> tuple[str, str, int, int] | None:
+        """Of a server its flavor's id, its project's, when it was made and when its hint says that it ends (0: it does not), in
+        seconds since 1970; None for what is no server."""
+
     def shape_of(self, flavor: str) -> Shape | None:
         """What a server of a flavor, by id or name, asks for; None where there is no such flavor.
 
@@ -27,6 +31,9 @@ class NoServers:
         return None
 
     def group_of(self, server_id: str) -> None:
+        return None
+
+    def life_of(self, server_id: str) -> None:
         return None
 
     def shape_of(self, flavor: str) -> None:

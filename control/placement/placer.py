@@ -3,13 +3,14 @@
 A placement stands on the revision that its commit is compared with: the usage of every provider that it takes something of.
 """
 from collections.abc import Sequence
+from dataclasses import replace
 
 from control.kernel import fleet
 from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
 from control.placement import ledger
 from control.placement.live import LiveFleet
-from scheduler.types import Placement, Refusal
+from scheduler.types import Placement, Refusal, Request
 
 #: What a server is as a consumer.
 INSTANCE = "INSTANCE"
@@ -46,7 +47,13 @@ class FleetPlacer:
         for need in wanted:
             if need.group is not None and hosts.groups.get(need.group.id) != need.group:
                 hosts.set_group(need.group)
-        return hosts.dry_run([need.request for need in wanted], explain=True)
+        return hosts.dry_run([self._expected(need.request) for need in wanted], explain=True)
+
+    def _expected(self, request: Request) -> Request:
+        """With when it will end, where servers are packed: those of one host shall leave it together."""
+        if self._live.lives is None or request.until or request.shape.policy != "pack":
+            return request
+        return replace(request, until=self._live.lives.expected(request.id))
 
 
 def _said(answer: Placement | Refusal) -> Placed | Refused:

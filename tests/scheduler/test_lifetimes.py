@@ -68,7 +68,7 @@ class TestOutliving:
         assert [once.remaining(("",), age) for age in AGES] == [steps.remaining(("",), age) for age in AGES]
 
     def test_what_is_seen_later_changes_what_is_expected(self, monkeypatch):
-        monkeypatch.setattr(lifetimes, "EVERY", 100)
+        monkeypatch.setattr(lifetimes, "EVERY", range(100, 100))
         learned = Lifetimes()
         learn(learned, ("",), [600.0] * 100)
         before = learned.remaining(("",), 0)
