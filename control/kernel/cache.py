@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from google.protobuf.message import DecodeError, Message
 
+from control.kernel import collector
 from control.kernel.errors import Unavailable
 from control.kernel.store import Record, Store
 
@@ -165,10 +166,14 @@ class Cache:
 
     def _replace(self, records: list[Record], revision: int) -> None:
         """Become the listed state; what changed meanwhile reaches listeners as changes."""
-        listed = {record.key for record in records}
-        gone = [Record(key, None, revision) for table in self._by_prefix.values() for key in table.rows if key not in listed]
-        changed = [record for record in records if not self._has(record)]
-        self._apply(gone + changed, revision)
+        gone: list[Record] = []
+        changed = records
+        if self.revision:                                 # not the first
+            listed = {record.key for record in records}
+            gone = [Record(key, None, revision) for table in self._by_prefix.values() for key in table.rows if key not in listed]
+            changed = [record for record in records if not self._has(record)]
+        with collector.loading():
+            self._apply(gone + changed, revision)
 
     def _has(self, record: Record) -> bool:
         table = self._table_of(record.key)

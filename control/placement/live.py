@@ -5,7 +5,7 @@ rows are its root provider and all below it, under their UUIDs; a consumer that 
 """
 from collections.abc import Iterable
 
-from control.kernel import fleet
+from control.kernel import collector, fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database
 from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER, USAGE
@@ -50,7 +50,8 @@ class LiveFleet:
     def current(self) -> Fleet:
         """The fleet at the cache's revision. Whoever plans on it takes off again what it placed, or plans on a copy."""
         if not self._fresh:
-            self._load()
+            with collector.loading():
+                self._load()
         elif self._hosts or self._roots or self._consumers:
             self._fresh = False            # if this fails, everything is read anew
             self._follow()
@@ -99,6 +100,8 @@ class LiveFleet:
     # Following
 
     def _on_change(self, change: Change) -> None:
+        if not self._fresh:
+            return                                    # all is read when the fleet is asked for
         each = [one for one in (change.before, change.after) if one is not None]
         if change.kind in _READ:
             self._moved = max(self._moved, change.revision)
