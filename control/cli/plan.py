@@ -142,7 +142,7 @@ def _print(made: pb.Plan) -> None:
     if made.closed:
         click.echo(f"To close: {', '.join(made.closed)}")
     for change in made.ratios:
-        click.echo(f"{change.resource_class} by {change.ratio:g} on {len(change.hosts)} hosts")
+        click.echo(f"{change.resource_class} by {change.ratio:g}, hosts: {len(change.hosts)}")
     if made.moves:
         _table(("Consumer", "From", "To", ""), [(move.consumer_id, move.source, move.target, "server" if move.server else "")
                                                 for move in made.moves])
