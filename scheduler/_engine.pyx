@@ -234,7 +234,6 @@ cdef class Engine(State):
         cdef int64_t not_asked = 0, avoided = 0, grouped = 0, unassigned = 0
         cdef int64_t* lacking
         cdef int code
-        cdef int32_t chosen[MOST_PARTS]
         cdef bint asked_all = only is None
         self.check_group(group)
         self.shun(avoid)
@@ -284,19 +283,6 @@ cdef class Engine(State):
             found.lacks = [max(kind.demand[r] - self.unclaimed[nearest * C + r], <int64_t>0) if kind.demand[r] else 0
                            for r in range(C)]
         return found
-
-    def assign_rows(self, Py_ssize_t shape, Py_ssize_t host):
-        """A row for each part of a shape, None where the host's free amounts allow none: `assign` of the reference."""
-        cdef Shape* kind = self.shape_at(shape)
-        cdef int32_t chosen[MOST_PARTS]
-        cdef Py_ssize_t i
-        self.check_host_there(host)
-        if self.tree[host] == NULL:
-            for i in range(kind.n_demanded):
-                if kind.demand[kind.demanded[i]] > self.unclaimed[host * self.resources + kind.demanded[i]]:
-                    return None
-            return [0] * kind.n_parts
-        return [chosen[i] for i in range(kind.n_parts)] if self.assign(kind, self.tree[host], chosen) else None
 
     def bytes_used(self):
         """Bytes by what they are for: hosts, claims, indexes."""
