@@ -3,6 +3,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import queue
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -76,7 +77,7 @@ def measure(port: int, request: Request, pids: Iterable[int], *, clients: int, s
     cpu, started = sum(map(cpu_seconds, pids)), time.monotonic()
     for worker in workers:
         worker.start()
-    answers = [results.get() for _ in workers]
+    answers = [_answer(results, workers) for _ in workers]
     for worker in workers:
         worker.join()
     took, used = time.monotonic() - started, sum(map(cpu_seconds, pids)) - cpu
@@ -84,6 +85,18 @@ def measure(port: int, request: Request, pids: Iterable[int], *, clients: int, s
     return Figures(
         round(len(times) / took, 1), round(statistics.median(times) * 1000, 2), round(times[int(len(times) * 0.99)] * 1000, 2),
         round(used / len(times) * 1000, 3), round(len(times) / max(used, 0.001), 1), sum(errors for _, errors in answers))
+
+
+def _answer(results: Any, workers: Iterable[Any]) -> tuple[list[float], int]:
+    """What one worker measured. Raises SystemExit where one has died, which would never answer."""
+    while True:
+        try:
+            return results.get(timeout=1)
+        except queue.Empty:
+            if failed := [worker for worker in workers if worker.exitcode]:
+                for worker in workers:
+                    worker.terminate()
+                raise SystemExit(f"{len(failed)} clients failed: the server did not answer them") from None
 
 
 def cpu_seconds(pid: int) -> float:
