@@ -2,8 +2,8 @@
 
 The name is there or it is not. Each operation takes effect at one moment between its begin and its end: a create that was OK
 found the name free, one that was REFUSED found it taken; a delete the reverse. What is UNKNOWN may have taken effect at any
-moment after its begin, or never. The search is Wing and Gong's ("Testing and Verifying Concurrent Objects", 1993) with Lowe's memory of
-configurations that were seen; for one bit of state it is quick.
+moment after its begin, or never. The search is Wing and Gong's ("Testing and Verifying Concurrent Objects", 1993) with Lowe's
+memory of configurations that were seen; for one bit of state it is quick.
 """
 from collections.abc import Iterable, Sequence
 
