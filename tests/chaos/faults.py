@@ -32,8 +32,8 @@ class Parts(Protocol):
     def disk(self, replica: int) -> str:
         """The directory where the replica's own small file system is mounted."""
 
-    def clock(self, seconds: float) -> None:
-        """Put the clocks of the control plane so much ahead (or, below 0, behind)."""
+    def clock(self, seconds: float, replica: int = 0) -> None:
+        """Put the clock of a replica (0: of all) so much ahead or, below 0, behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def plan(seed: int, seconds: float, processes: Sequence[str], every: float = 4.0
             case "lose-replies":
                 steps.append(Step(at, lasts, fault, replica=replica, amount=rng.uniform(0.2, 0.8)))
             case "step-clock":
-                steps.append(Step(at, lasts, fault, amount=rng.choice([-1, 1]) * rng.uniform(2, 90)))
+                steps.append(Step(at, lasts, fault, replica=replica, amount=rng.choice([-1, 1]) * rng.uniform(2, 90)))
             case _:
                 steps.append(Step(at, lasts, fault, replica=replica))
         at += rng.expovariate(1 / every)
@@ -131,9 +131,9 @@ class Faults:
             case "slow-disk":
                 await self._slow(self._parts.disk(step.replica), step.lasts)
             case "step-clock":
-                self._parts.clock(step.amount)
+                self._parts.clock(step.amount, step.replica)
                 await asyncio.sleep(step.lasts)
-                self._parts.clock(0)
+                self._parts.clock(0, step.replica)
 
     def heal(self) -> None:
         """Undo all that is still done."""
