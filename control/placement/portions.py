@@ -140,7 +140,11 @@ def check_free(database: Database, consumers: Iterable[str]) -> None:
     """Raise Conflict where a consumer holds something already."""
     for consumer in consumers:
         if database.get(ALLOCATION, consumer) is not None:
-            raise Conflict("scheduling.consumer", f"Consumer {consumer} holds an allocation already: release it first.")
+            raise holding(consumer)
+
+
+def holding(consumer: str) -> Conflict:
+    return Conflict("scheduling.consumer", f"Consumer {consumer} holds an allocation already: release it first.")
 
 
 def _stands(database: Database, portion: Iterable[Want], read_at: int, own: dict[str, int]) -> bool:

@@ -1,4 +1,5 @@
 """Shapes, groups and refusals between the scheduling API's words and the scheduler's. Pure: every input has its limit here."""
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,23 @@ from scheduler.types import Choice, Group, Refusal, ServerGroup, Shape, amounts
 MAX_ANY_OF = 100
 
 
+#: Bytes of a shape that is remembered, with what was made of it: a client asks for the same few again and again.
+MAX_REMEMBERED = 1024
+
+
 def shape_of(given: pb.Shape, where: str) -> Shape:
     """Raises Invalid, with `where` in its text."""
+    if given.ByteSize() > MAX_REMEMBERED:
+        return _shape_of(given, where)
+    return _remembered(given.SerializeToString(deterministic=True), where)
+
+
+@functools.lru_cache(1024)
+def _remembered(given: bytes, where: str) -> Shape:
+    return _shape_of(pb.Shape.FromString(given), where)
+
+
+def _shape_of(given: pb.Shape, where: str) -> Shape:
     if not given.amounts and not given.groups:
         raise Invalid("scheduling.shape", f"{where}: a shape asks for amounts or has groups.")
     if len(given.groups) > 32 or len(given.weights) > 100:
