@@ -24,7 +24,7 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, quota, rpc
+from control.kernel import etcd_server, fleet, pki, quota, replicas, rpc
 from control.kernel.cache import Kind
 from control.kernel.config import Config
 from control.kernel.database import Database
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 #: Seconds that calls in progress have to end when a listener stops.
 GRACE = 5.0
 
-KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS, *network.KINDS)
+KINDS: tuple[Kind, ...] = (*quota.KINDS, *replicas.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS,
+                           *network.KINDS)
 
 
 class Replica:
@@ -56,6 +57,7 @@ class Replica:
         self.config = config
         self.store = store
         self.database = Database(store, KINDS)
+        self.membership = replicas.Membership(store, replicas.new_record(config.host_name, config.agent_address))
         self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
         self.providers = Providers(federation.read(config.identity))
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
@@ -126,6 +128,7 @@ async def run(config: Config) -> None:
             group.create_task(replica.database.cache.run())
             await replica.database.cache.ready.wait()
             await replica.bootstrap()
+            group.create_task(replica.membership.run())
             group.create_task(replica.hosts.run())
             group.create_task(replica.images.run())
             group.create_task(replica.policy_file.watch())
