@@ -17,7 +17,7 @@ from control.compute.placing import Placing
 from control.compute.projection import Projection
 from control.compute.reconciler import Settling
 from control.gateway.app import Gateway
-from control.kernel import fleet, quota
+from control.kernel import fleet, quota, replicas
 from control.kernel.cache import Kind
 from control.kernel.caller import Caller
 from control.kernel.clock import now
@@ -187,15 +187,14 @@ class World:
 
     def __init__(self, store: Store):
         self.store = store
-        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
+        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, *replicas.KINDS, PORT))
         self.ports, self.images = FakePorts(self.database), FakeImages()
         self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database)))
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
         self.dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
-                                                      "control-1"):
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer):
             self.dispatcher.add(servicer, descriptor)
         self.gateway = Gateway(self.dispatcher)
 
@@ -294,6 +293,8 @@ async def world(store: Store | None = None, hosts: int = 1) -> AsyncIterator[Wor
     following = asyncio.create_task(it.database.cache.run())
     try:
         await it.database.cache.ready.wait()
+        replica = replicas.new_record("control-1", "control-1:5002")
+        await it.database.transact(lambda tx: tx.put(replicas.REPLICA, replica))
         for index in range(hosts):
             await it.add_host(f"node-{index + 1}")
         admin = it.client("admin")
