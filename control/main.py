@@ -1,14 +1,13 @@
 """One replica of the control plane, wired: the only place that knows every service.
 
-Start: the cache follows the store, what a new cloud needs is made, the listeners open. Stop (cancellation): the listeners
-finish what they have begun, leadership is given up, connections close.
+Start: the cache follows the store, what a new cloud needs is made, the listeners open. Stop (cancellation): leadership is given
+up and agents are sent elsewhere at once, the listeners take nothing new and finish what they have begun, then the cache and the
+store end.
 """
 import asyncio
 import dataclasses
 import logging
-import os
-import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -17,6 +16,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from control.compute import service as compute
 from control.gateway import server as http
 from control.gateway.app import Gateway
+from control.hosts.peers import PeerCalls
 from control.hosts.service import Hosts
 from control.identity import asking, directories, directory_settings
 from control.identity import service as identity
@@ -24,49 +24,55 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, quota, rpc
+from control.kernel import etcd_server, fleet, pki, quota, replicas, rpc
 from control.kernel.cache import Kind
 from control.kernel.config import Config
 from control.kernel.database import Database
-from control.kernel.election import Election
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
+from control.kernel.peers import Peers
 from control.kernel.policy import PolicyFile
-from control.kernel.store import Guard
+from control.kernel.roles import SHARDS, Role, Roles, Shard
 from control.network import service as network
 from control.placement import service as placement
 from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.lives import Lives
 from control.placement.placer import FleetPlacer
-from protos.internal.v1 import hosts_pb2
+from protos.internal.v1 import hosts_pb2, peers_pb2
 
 log = logging.getLogger(__name__)
 
 #: Seconds that calls in progress have to end when a listener stops.
 GRACE = 5.0
 
-KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS, *network.KINDS)
+KINDS: tuple[Kind, ...] = (*quota.KINDS, *replicas.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS,
+                           *network.KINDS)
 
 
 class Replica:
     """Everything that one control process has, built from its settings."""
 
-    def __init__(self, config: Config, store: EtcdStore):
+    def __init__(self, config: Config, store: EtcdStore, credentials: pki.Credentials):
         self.config = config
         self.store = store
         self.database = Database(store, KINDS)
+        self.roles = (Role("scheduler", self._place), Role("compute.servers", self._settle, SHARDS),
+                      Role("network.gateways", self._move_gateways, SHARDS), Role("keeper", self._keep))
+        self.membership = replicas.Membership(store, replicas.new_record(
+            config.host_name, config.agent_address, [role.label for role in self.roles]))
         self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
         self.providers = Providers(federation.read(config.identity))
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
-        self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
+        self.peers = Peers(self.database, self.membership.id, credentials)
+        self.images = image.ImageService(self.database, config.path("images"), config.max_image_size, self.peers)
         self.ports = network.ServerPorts(self.database)
         self.settings = compute.Settings(policy=config.placement_policy)
         demands = compute.Demands(self.database, self.settings)
         self.fleet = LiveFleet(self.database, demands, Lives(demands) if config.placement_policy == "pack" else None)
         self.placer = FleetPlacer(self.fleet)
         self.hosts = Hosts(
-            self.database, images=self.images, inventories=HostProviders(
+            self.database, images=self.images, replica=self.membership.id, peers=self.peers, inventories=HostProviders(
                 ratios={fleet.VCPU: config.cpu_allocation_ratio, fleet.MEMORY_MB: config.ram_allocation_ratio,
                         fleet.DISK_GB: config.disk_allocation_ratio},
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
@@ -80,6 +86,7 @@ class Replica:
         self.gateway = Gateway(self.dispatcher, config.public_url.rstrip("/") or None)
         self.for_agents = rpc.Dispatcher(self.authenticator)
         self.for_agents.add(self.hosts, hosts_pb2.DESCRIPTOR.services_by_name["Hosts"])
+        self.for_agents.add(PeerCalls(self.hosts, self.images), peers_pb2.DESCRIPTOR.services_by_name["Peers"])
 
     def _servicers(self) -> Sequence[tuple[object, ServiceDescriptor]]:
         compliance = identity.Compliance(**{item.name: getattr(self.config, item.name)
@@ -105,38 +112,54 @@ class Replica:
             demo_project_id=identity.project_id(self.database, "demo"),
             public_cidr=config.public_cidr, private_cidr=config.private_cidr)
 
-    async def lead(self, fence: Guard) -> None:
-        """The work of one replica at a time."""
+    # The roles
+
+    async def _place(self, shard: Shard) -> None:
+        placing = compute.Placing(self.database, self.ports, self.placer, [shard.fence], settings=self.settings)
+        await placing.controller().run()
+
+    async def _settle(self, shard: Shard) -> None:
+        await compute.Settling(self.database, self.ports, self.placer, [shard.fence]).controller(shard.has).run()
+
+    async def _move_gateways(self, shard: Shard) -> None:
+        await network.Reconciler(self.database, [shard.fence]).controller(shard.has).run()
+
+    async def _keep(self, shard: Shard) -> None:
         async with asyncio.TaskGroup() as group:
-            servers = compute.Reconciler(self.database, self.ports, self.placer, [fence], settings=self.settings)
-            group.create_task(servers.controller().run())
-            group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
             group.create_task(Maintenance(self.store).run())
 
+    async def take_part(self) -> None:
+        """Be listed and lead what falls to this replica. Cancelled, it resigns all of that, and only then leaves the list."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.membership.run())
+            await Roles(self.database, self.membership, self.roles).run()
+
 
 async def run(config: Config) -> None:
     """Be a replica until cancelled. Raises kernel errors, or CannotListen, where it cannot start."""
-    store = EtcdStore(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
-    replica = Replica(config, store)
-    election = Election(store, "control", f"{socket.gethostname()}/{os.getpid()}")
+    credentials = etcd_server.client_credentials(config.pki_dir)
+    store = EtcdStore(config.etcd_endpoints, credentials)
+    replica = Replica(config, store, credentials)
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(replica.database.cache.run())
+        async with asyncio.TaskGroup() as lasting:          # what calls in progress need ends after them
+            lasting.create_task(replica.database.cache.run())
             await replica.database.cache.ready.wait()
             await replica.bootstrap()
-            group.create_task(replica.hosts.run())
-            group.create_task(replica.images.run())
-            group.create_task(replica.policy_file.watch())
-            group.create_task(election.lead(replica.lead))
-            group.create_task(http.serve(replica.gateway, config.listen, config.port,
-                                         config.certificate or None, config.key or None))
-            group.create_task(_serve_grpc(replica))
-            group.create_task(_serve_agents(replica))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(replica.hosts.run())
+                group.create_task(replica.images.run())
+                group.create_task(replica.policy_file.watch())
+                group.create_task(replica.take_part())
+                group.create_task(http.serve(replica.gateway, config.listen, config.port,
+                                             config.certificate or None, config.key or None))
+                group.create_task(_serve_grpc(replica))
+                group.create_task(_serve_agents(replica))
     finally:
         replica.directories.close()
         await replica.providers.close()
+        await replica.peers.close()
         await store.close()
 
 
@@ -171,18 +194,20 @@ async def _serve_agents(replica: Replica) -> None:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", rpc.MAX_MESSAGE)])
     rpc.add_to_grpc(replica.for_agents, server)
     server.add_secure_port(_address(config.agent_listen, config.agent_port), credentials)
-    await _serve(server)
+    await _serve(server, stopping=replica.hosts.leave)
 
 
 def _own_certificate(config: Config) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(Path(config.key).read_bytes(), Path(config.certificate).read_bytes())])
 
 
-async def _serve(server: grpc.aio.Server) -> None:
+async def _serve(server: grpc.aio.Server, stopping: Callable[[], None] = lambda: None) -> None:
+    """Serve until cancelled. `stopping` tells long streams to end; calls in progress then have GRACE."""
     await server.start()
     try:
         await server.wait_for_termination()
     finally:
+        stopping()
         await server.stop(GRACE)
 
 

@@ -12,9 +12,10 @@ from control.compute.keypairs import KeyPairs
 from control.compute.neighbours import Console, Images, Placer, Ports
 from control.compute.observer import Observer
 from control.compute.parts import ServerParts
+from control.compute.placing import Placing
 from control.compute.projection import Projection
 from control.compute.quotas import Quotas, bootstrap
-from control.compute.reconciler import Reconciler
+from control.compute.reconciler import Settling
 from control.compute.server_groups import ServerGroups
 from control.compute.servers import Servers
 from control.compute.wanted import Demands
@@ -32,14 +33,15 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Demands", "Observer", "Placing", "Projection", "Settings", "Settling", "bootstrap",
+           "servicers"]
 
 KINDS = model.KINDS
 
 
-def servicers(database: Database, ports: Ports, images: Images, console: Console, placer: Placer, replica: str = "",
+def servicers(database: Database, ports: Ports, images: Images, console: Console, placer: Placer,
               settings: Settings | None = None) -> list[tuple[object, ServiceDescriptor]]:
-    """What the dispatcher shall serve. `replica` names this one in lists of services; "": this machine's name."""
+    """What the dispatcher shall serve."""
     settings = settings or Settings()
     return [
         (Servers(database, ports, images, console, settings), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
@@ -52,5 +54,5 @@ def servicers(database: Database, ports: Ports, images: Images, console: Console
         (Flavors(database), flavors_pb2.DESCRIPTOR.services_by_name["Flavors"]),
         (KeyPairs(database), keypairs_pb2.DESCRIPTOR.services_by_name["KeyPairs"]),
         (Quotas(database), quotas_pb2.DESCRIPTOR.services_by_name["Quotas"]),
-        (Hosts(database, replica), hosts_pb2.DESCRIPTOR.services_by_name["Hosts"]),
+        (Hosts(database), hosts_pb2.DESCRIPTOR.services_by_name["Hosts"]),
     ]

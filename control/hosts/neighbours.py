@@ -5,7 +5,7 @@ from typing import Protocol
 from control.kernel.cache import Change
 from control.kernel.database import Transaction
 from protos.internal.v1.fleet_pb2 import HostRecord
-from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer
+from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer, Query, Reply
 
 
 class Projection(Protocol):
@@ -36,6 +36,16 @@ class Inventories(Protocol):
 
     def refresh(self, transaction: Transaction, host: HostRecord) -> None:
         """Take over what a host's inventory says; nothing where that is known."""
+
+
+class OtherReplicas(Protocol):
+    async def ask_host(self, replica_id: str, host: str, query: Query) -> Reply:
+        """A host's answer, by way of the replica that its agent is attached to. Raises Unavailable."""
+
+
+class ImageFiles(Protocol):
+    def read_file(self, file: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a file of image data that lies on this replica. Raises NotFound."""
 
 
 class ImageBytes(Protocol):

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from control.hosts.neighbours import ImageBytes, Inventories, Observer, Projection
+from control.hosts.neighbours import ImageBytes, Inventories, Observer, OtherReplicas, Projection
 from control.kernel import clock, fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database, Transaction
@@ -57,12 +57,16 @@ class Hosts:
     """The servicer of internal.v1.Hosts, and the way to ask an agent something (neighbours.Console of compute)."""
 
     def __init__(self, database: Database, projections: Sequence[Projection], observers: Sequence[Observer], images: ImageBytes,
-                 inventories: Inventories):
+                 inventories: Inventories, replica: str = "", peers: OtherReplicas | None = None):
+        """`replica`: this one's id. `peers`: the other ones; None where there are none."""
         self._db = database
         self._projections = projections
         self._observers = observers
         self._images = images
         self._inventories = inventories
+        self._replica = replica
+        self._peers = peers
+        self._leaving = False
         self._sessions: dict[str, Session] = {}
         self._query_ids = itertools.count(1)
 
@@ -74,11 +78,11 @@ class Hosts:
         if older := self._sessions.get(hello.host):
             older.close("a newer stream of the same host took over")
         self._sessions[hello.host] = session
-        await self._db.transact(lambda tx: _write_up(tx, hello, self._inventories))
+        await self._db.transact(lambda tx: _write_up(tx, hello, self._inventories, self._replica))
         log.info("host %s: attached (%s)", hello.host, hello.inventory.hypervisor_type)
         reader = asyncio.create_task(self._read(session, requests))
         try:
-            while not session.closed:
+            while not (session.closed or self._leaving):
                 session.wake.clear()
                 for query in session.queries:
                     yield pb.ControlMessage(query=query)
@@ -86,9 +90,11 @@ class Hosts:
                 if session.dirty and (desired := self._difference(session)):
                     yield pb.ControlMessage(desired=desired)
                 await session.wake.wait()
+            if self._leaving:
+                yield pb.ControlMessage(farewell=pb.Farewell())
         finally:
             reader.cancel()
-            session.close("its stream ended")
+            session.close("this replica stops" if self._leaving else "its stream ended")
             if self._sessions.get(hello.host) is session:
                 del self._sessions[hello.host]
             log.info("host %s: detached (%s)", hello.host, session.closed)
@@ -106,7 +112,31 @@ class Hosts:
             raise NotFound("console.log", reply.error)
         return reply.data
 
+    async def ask_here(self, host: str, query: pb.Query) -> pb.Reply:
+        """The answer of a host that is attached to this replica. Raises Unavailable."""
+        session = self._sessions.get(host)
+        if session is None:
+            raise _not_attached(host)
+        query.id = next(self._query_ids)
+        answer: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
+        session.answers[query.id] = answer
+        session.queries.append(query)
+        session.wake.set()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                return await answer
+        except TimeoutError as error:
+            raise Unavailable("host.slow", f"Host {host} did not answer within {ANSWER_WITHIN:.0f} s.") from error
+        finally:
+            session.answers.pop(query.id, None)
+
     # Running
+
+    def leave(self) -> None:
+        """End all streams with a farewell, which sends their agents to another replica at once; new ones get the same."""
+        self._leaving = True
+        for session in self._sessions.values():
+            session.wake.set()
 
     async def run(self) -> None:
         """Tell sessions what changes touch them, and write down the hosts that fall silent; until cancelled."""
@@ -193,32 +223,28 @@ class Hosts:
                 raise
 
     async def _ask(self, host: str, query: pb.Query) -> pb.Reply:
-        session = self._sessions.get(host)
-        if session is None:
-            raise Unavailable("host.gone", f"Host {host} is not attached at the moment: try again later.")
-        query.id = next(self._query_ids)
-        answer: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
-        session.answers[query.id] = answer
-        session.queries.append(query)
-        session.wake.set()
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN):
-                return await answer
-        except TimeoutError as error:
-            raise Unavailable("host.slow", f"Host {host} did not answer within {ANSWER_WITHIN:.0f} s.") from error
-        finally:
-            session.answers.pop(query.id, None)
+        """A host's answer, wherever its agent is attached."""
+        if host in self._sessions or self._peers is None:
+            return await self.ask_here(host, query)
+        record = self._db.get(fleet.HOST, host)
+        if record is None or not record.replica:
+            raise _not_attached(host)
+        return await self._peers.ask_host(record.replica, host, query)
 
 
-def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventories) -> None:
+def _not_attached(host: str) -> Unavailable:
+    return Unavailable("host.gone", f"Host {host} is not attached at the moment: try again later.")
+
+
+def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventories, replica: str) -> None:
     host = transaction.get(fleet.HOST, hello.host)
-    if host and host.up and host.inventory == hello.inventory:
+    if host and host.up and host.inventory == hello.inventory and host.replica == replica:
         inventories.refresh(transaction, host)
         return
     if host is None:
         host = HostRecord(name=hello.host, id=inventories.new_id(transaction, hello.host), created_at=clock.now())
     host.inventory.CopyFrom(hello.inventory)
-    host.up = True
+    host.up, host.replica = True, replica
     host.updated_at.CopyFrom(clock.now())
     transaction.put(fleet.HOST, host)
     inventories.refresh(transaction, host)
@@ -227,7 +253,7 @@ def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventorie
 def _write_down(transaction: Transaction, name: str) -> None:
     host = transaction.get(fleet.HOST, name)
     if host and host.up:
-        host.up = False
+        host.up, host.replica = False, ""
         host.updated_at.CopyFrom(clock.now())
         transaction.put(fleet.HOST, host)
 

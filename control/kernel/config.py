@@ -98,6 +98,12 @@ class Config:
         return self.port + 2
 
     @property
+    def agent_address(self) -> str:
+        """Where agents and other replicas reach this one."""
+        host = socket.gethostname() if self.agent_listen in ("0.0.0.0", "::") else self.agent_listen
+        return f"[{host}]:{self.agent_port}" if ":" in host else f"{host}:{self.agent_port}"
+
+    @property
     def etcd_endpoints(self) -> tuple[str, ...]:
         return self.etcd or (f"https://127.0.0.1:{self.port + 3}",)
 

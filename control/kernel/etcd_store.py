@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 #: Records in one page of a scan, and seconds that one may take. Larger pages save round trips, and hold etcd and this
 #: process up for longer.
 PAGE, PAGE_DEADLINE = 1000, 5.0
+#: Seconds that a member has to renew a lease: the shortest lease lasts two, and another member must be tried within them.
+RENEWAL_DEADLINE = 0.5
 #: How often a scan starts again when compaction overtakes it.
 SCANS = 5
 
@@ -146,7 +148,7 @@ class EtcdStore:
                     stream.cancel()
             return first_answer
 
-        return await self.client.call(renew, rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+        return await self.client.call(renew, rpc_pb2.LeaseKeepAliveRequest(ID=lease), deadline=RENEWAL_DEADLINE)
 
     async def revoke(self, lease: int) -> None:
         with _tolerating(grpc.StatusCode.NOT_FOUND):

@@ -13,10 +13,11 @@ from control.compute import service as compute
 from control.compute.model import DECISION, SERVER, SERVER_GROUP
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
+from control.compute.placing import Placing
 from control.compute.projection import Projection
-from control.compute.reconciler import Reconciler
+from control.compute.reconciler import Settling
 from control.gateway.app import Gateway
-from control.kernel import fleet, quota
+from control.kernel import fleet, quota, replicas
 from control.kernel.cache import Kind
 from control.kernel.caller import Caller
 from control.kernel.clock import now
@@ -186,15 +187,14 @@ class World:
 
     def __init__(self, store: Store):
         self.store = store
-        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
+        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, *replicas.KINDS, PORT))
         self.ports, self.images = FakePorts(self.database), FakeImages()
         self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database)))
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
         self.dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
-                                                      "control-1"):
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer):
             self.dispatcher.add(servicer, descriptor)
         self.gateway = Gateway(self.dispatcher)
 
@@ -220,19 +220,26 @@ class World:
         self.agents[name] = Agent(self, name)
         return self.agents[name]
 
-    def reconciler(self, **more) -> Reconciler:
-        return Reconciler(self.database, self.ports, self.placer, **more)
+    def placing(self, **more) -> Placing:
+        return Placing(self.database, self.ports, self.placer, **more)
 
-    async def reconcile(self, reconciler: Reconciler | None = None) -> None:
-        """Until nothing is left to do for the reconciler now."""
-        reconciler = reconciler or self.reconciler()
+    def settling(self, **more) -> Settling:
+        return Settling(self.database, self.ports, self.placer, **more)
+
+    async def lead(self) -> None:
+        """Both reconcilers as leaders run them, until cancelled."""
+        await asyncio.gather(self.placing().controller().run(), self.settling().controller().run())
+
+    async def reconcile(self) -> None:
+        """Until nothing is left to do for the reconcilers now."""
         for _ in range(20):
             revision = self.database.cache.revision
-            for key in reconciler.all_keys():
-                await reconciler.reconcile(key)
+            for reconciler in (self.placing(), self.settling()):
+                for key in reconciler.all_keys():
+                    await reconciler.reconcile(key)
             if self.database.cache.revision == revision:
                 return
-        raise AssertionError("the reconciler does not come to rest")
+        raise AssertionError("the reconcilers do not come to rest")
 
     async def settle(self) -> None:
         """Until reconciler and agents are at rest."""
@@ -286,6 +293,8 @@ async def world(store: Store | None = None, hosts: int = 1) -> AsyncIterator[Wor
     following = asyncio.create_task(it.database.cache.run())
     try:
         await it.database.cache.ready.wait()
+        replica = replicas.new_record("control-1", "control-1:5002")
+        await it.database.transact(lambda tx: tx.put(replicas.REPLICA, replica))
         for index in range(hosts):
             await it.add_host(f"node-{index + 1}")
         admin = it.client("admin")

@@ -208,6 +208,53 @@ async def test_a_second_stream_of_a_host_replaces_the_first(world):
     second.cancel()
 
 
+async def test_a_replica_that_stops_says_farewell_to_its_agents_and_to_those_who_come_too_late(world):
+    _, _, hosts, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    hosts.leave()
+    assert (await call.read()).HasField("farewell") and await call.read() is grpc.aio.EOF
+    late = stub("two").Attach()
+    await late.write(hello("two"))
+    assert (await late.read()).HasField("farewell") and await late.read() is grpc.aio.EOF
+
+
+class OtherReplica:
+    """Has every host, and notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def ask_host(self, replica_id, host, query):
+        self.asked.append((replica_id, host))
+        return pb.Reply(data=b"from afar")
+
+
+async def test_a_host_that_is_attached_elsewhere_is_asked_by_way_of_that_replica(world):
+    database, _, hosts, stub = world
+    other = OtherReplica()
+    here = Hosts(database, [], [], NoImages(), HostProviders(), replica="here", peers=other)
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+
+    def moved(tx):
+        record = tx.require(fleet.HOST, "one")
+        record.replica = "there"
+        tx.put(fleet.HOST, record)
+
+    await database.transact(moved)
+    assert await here.console_log("one", "s", 10) == b"from afar" and other.asked == [("there", "one")]
+    with pytest.raises(Unavailable, match="not attached"):
+        await here.console_log("nobody", "s", 10)
+    asked = asyncio.create_task(hosts.console_log("one", "s", 10))      # it is attached there in truth, and needs no other
+    query = (await call.read()).query
+    await call.write(pb.AgentMessage(reply=pb.Reply(id=query.id, data=b"near")))
+    assert await asked == b"near"
+    call.cancel()
+
+
 async def test_images_are_streamed_and_an_unknown_one_is_not_found(world):
     _, _, _, stub = world
     chunks = [answer.data async for answer in stub("one").FetchImage(pb.FetchImageRequest(sha512="known"))]

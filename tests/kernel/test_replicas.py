@@ -1,0 +1,98 @@
+"""A replica is listed while it lives, once, and begins anew when it was forgotten."""
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from control.kernel import replicas
+from control.kernel.database import Database
+from control.kernel.errors import Unavailable
+from control.kernel.replicas import LEADERSHIP, REPLICA, Membership
+
+
+@pytest.fixture
+async def db(store) -> AsyncIterator[Database]:
+    database = Database(store, [REPLICA, LEADERSHIP])
+    task = asyncio.create_task(database.cache.run())
+    async with asyncio.timeout(10):
+        await database.cache.ready.wait()
+    yield database
+    await stop(task)
+
+
+async def stop(*tasks: asyncio.Task) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def listed(db: Database) -> set[str]:
+    return {record.id for record in db.cache.all(REPLICA)}
+
+
+class CutOff:
+    """A store whose leases can be neither renewed nor ended from here: the process was killed, or lost its network."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+    async def keep_alive(self, lease: int) -> bool:
+        raise Unavailable("store.unavailable", "no network")
+
+    async def revoke(self, lease: int) -> None:
+        raise Unavailable("store.unavailable", "no network")
+
+
+async def test_replicas_see_each_other_and_one_that_is_stopped_is_gone_at_once(db, store):
+    members = [Membership(store, replicas.new_record(f"host-{number}", f"10.0.0.{number}:5002")) for number in range(3)]
+    tasks = [asyncio.create_task(member.run()) for member in members]
+    await until(lambda: listed(db) == {member.id for member in members})
+    record = db.get(REPLICA, members[1].id)
+    assert (record.host_name, record.address, bool(record.version)) == ("host-1", "10.0.0.1:5002", True)
+    await stop(tasks[0])
+    await until(lambda: listed(db) == {member.id for member in members[1:]}, 1)
+    await stop(*tasks)
+    await until(lambda: not listed(db), 1)
+
+
+async def test_a_replica_that_vanishes_is_gone_when_its_lease_ends(db, store):
+    member = Membership(CutOff(store), replicas.new_record("one", "one:1"))
+    task = asyncio.create_task(member.run())
+    await until(lambda: listed(db) == {member.id})
+    await until(lambda: not listed(db), 10)
+    await stop(task)
+
+
+async def test_it_stays_listed_for_longer_than_its_lease_lasts(db, store):
+    member = Membership(store, replicas.new_record("one", "one:1"))
+    task = asyncio.create_task(member.run())
+    term = await member.term()
+    await until(lambda: listed(db) == {member.id})
+    await asyncio.sleep(2 * replicas.TTL + 1)
+    assert listed(db) == {member.id} and not term.over.is_set()
+    await stop(task)
+
+
+async def test_one_whose_lease_was_lost_ends_its_term_and_is_listed_again_with_a_new_lease(db, store):
+    member = Membership(store, replicas.new_record("one", "one:1"))
+    task = asyncio.create_task(member.run())
+    term = await member.term()
+    await store.revoke(term.lease)
+    async with asyncio.timeout(20):
+        await term.over.wait()
+        again = await member.term()
+    assert again.lease != term.lease
+    await until(lambda: listed(db) == {member.id})
+    with contextlib.suppress(asyncio.CancelledError):
+        await stop(task)
+    assert again.over.is_set()
