@@ -34,9 +34,9 @@ async def keep_renewing(certificate: Path, key: Path, renew: Callable[[bytes], A
             if due <= 0:
                 _replace(certificate, key, await renew(request))
                 log.info("certificate %s: renewed", certificate.name)
-                retry = FIRST_RETRY
-                continue
-            wait = min(due, LOOK_EVERY) + FIRST_RETRY
+                wait, retry = retry, min(retry * 2, LAST_RETRY)      # one that is due at once must not be asked for at once
+            else:
+                wait, retry = min(due, LOOK_EVERY) + FIRST_RETRY, FIRST_RETRY
         except (Fault, OSError, ValueError) as error:
             wait, retry = retry, min(retry * 2, LAST_RETRY)
             log.warning("certificate %s could not be renewed; again in %.0f s: %s", certificate.name, wait, error)

@@ -73,8 +73,8 @@ def _prepare_certificates(config: Config) -> None:
         if not (config.pki_dir / name).exists():
             replicas, host = ", ".join(place.name for place in config.replicas), config.host_name
             raise click.ClickException(
-                f"{config.pki_dir / name} is missing. This machine, {host}, is a host of a cloud whose replicas are {replicas}: run "
-                f"`brume certificate host {host}` on one of them, and `brume join` with its file here")
+                f"{config.pki_dir / name} is missing. This machine, {host}, is a host of a cloud whose replicas are {replicas}: "
+                f"run `brume certificate host {host}` on one of them, and `brume join` with its file here")
 
 
 def _refuse_second_founder(config: Config, place: settings.ReplicaPlace) -> None:

@@ -157,8 +157,7 @@ def _still_good(leaf: x509.Certificate, ca: x509.Certificate, names: Sequence[x5
 
 def until_due(leaf: x509.Certificate) -> float:
     """Seconds until the last third of a certificate's life begins; below 0 within it."""
-    # Our own begin before they are made, by CLOCK_SKEW: that is no part of their life.
-    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc - CLOCK_SKEW
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     return (leaf.not_valid_after_utc - life / 3 - datetime.datetime.now(datetime.UTC)).total_seconds()
 
 
@@ -175,7 +174,8 @@ def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey,
              life: datetime.timedelta) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
-    return (x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), now - CLOCK_SKEW, now + life)
+    begin = now - min(CLOCK_SKEW, life / 20)         # hardly a part of its life
+    return (x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), begin, now + life)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False))
 
 
