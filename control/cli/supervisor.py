@@ -20,13 +20,19 @@ FIRST_DELAY, MAX_DELAY, LONG = 0.2, 10.0, 20.0
 STOP_WITHIN = 20.0
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+CLONE_NEWNET = 0x40000000
 
 
 class Process:
-    """One supervised process, as processes.json describes it: name, argv, and what it has beside the supervisor's environment."""
+    """One supervised process, as processes.json describes it.
+
+    name, argv; environment: what it has beside the supervisor's; namespace: file of the network namespace that it runs in;
+    is_role: SIGUSR1 ends it, so that `brume down` can take the host down while the rest still runs.
+    """
 
     def __init__(self, plan, run_dir, log_dir):
         self.name, self.argv, self.environment = plan["name"], plan["argv"], plan.get("environment", {})
+        self.namespace, self.is_role = plan.get("namespace"), plan.get("is_role", False)
         self.pid_file = os.path.join(run_dir, self.name + ".pid")
         self.log = os.path.join(log_dir, self.name + ".log")
         self.pid = 0
@@ -41,6 +47,8 @@ class Process:
         if pid == 0:
             try:
                 self._become(parent)
+            except OSError as error:
+                say(f"{self.name}: {error}")
             finally:
                 os._exit(127)
         self.pid, self.started = pid, time.monotonic()
@@ -57,6 +65,11 @@ class Process:
         null = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, null), (1, log), (2, log)):
             os.dup2(source, target)
+        if self.namespace:
+            there = os.open(self.namespace, os.O_RDONLY)
+            if libc.setns(there, CLONE_NEWNET) != 0:
+                say(f"{self.name}: cannot enter {self.namespace}: {os.strerror(ctypes.get_errno())}")
+                return
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         os.execvpe(self.argv[0], self.argv, {**inherited, **self.environment})  # noqa: S606 - the state directory's owner wrote the list
 
@@ -121,9 +134,6 @@ def stop(processes):
                 reap(processes)
 
 
-#: The roles that SIGUSR1 ends, so that `brume down` can take the host down while the rest still runs.
-ROLES = ("control", "agent")
-
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -157,8 +167,8 @@ def main():
             break
         if caught and caught.si_signo == signal.SIGUSR1:
             say("stopping the roles")
-            stop([process for process in processes if process.name in ROLES])
-            processes = [process for process in processes if process.name not in ROLES]
+            stop([process for process in processes if process.is_role])
+            processes = [process for process in processes if not process.is_role]
         reap(processes)
     say("stopping")
     stop(processes)

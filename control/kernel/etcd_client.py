@@ -4,6 +4,7 @@ Every request that is sent here may be sent again: a caller makes it so that app
 """
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ class Member:
         self.lease = rpc_pb2_grpc.LeaseStub(self.channel)
         self.watch = rpc_pb2_grpc.WatchStub(self.channel)
         self.maintenance = rpc_pb2_grpc.MaintenanceStub(self.channel)
+        self.cluster = rpc_pb2_grpc.ClusterStub(self.channel)
 
 
 class Client:
@@ -70,10 +72,19 @@ class Client:
         self.endpoints = tuple(endpoints)
         self.closed = False
         self._patience = patience
-        self._channel_credentials = None if credentials is None else grpc.ssl_channel_credentials(
-            credentials.ca.read_bytes(), credentials.key.read_bytes(), credentials.certificate.read_bytes())
+        self._credentials = credentials
         self._members: dict[str, Member] = {}
+        self._former: weakref.WeakSet[Member] = weakref.WeakSet()     # of before renew(), while calls on them last
         self._current = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Read the certificate's files again. New calls and streams use it; what is under way ends where it began."""
+        own = self._credentials
+        self._channel_credentials = own and grpc.ssl_channel_credentials(
+            own.ca.read_bytes(), own.key.read_bytes(), own.certificate.read_bytes())
+        self._former.update(self._members.values())
+        self._members = {}
 
     @property
     def member(self) -> Member:
@@ -136,7 +147,7 @@ class Client:
 
     async def close(self) -> None:
         self.closed = True
-        members, self._members = list(self._members.values()), {}
+        members, self._members = [*self._members.values(), *self._former], {}
         for member in members:
             await member.channel.close()
 

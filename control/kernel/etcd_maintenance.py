@@ -1,4 +1,4 @@
-"""The upkeep that etcd leaves to its user: compaction, defragmentation, alarms, and marks of clients that are gone.
+"""The upkeep that etcd leaves to its user: compaction, defragmentation, alarms, learners, and marks of clients that are gone.
 
 The leader of the control plane runs it; two of them at once would do no harm. It keeps as much history as a watch needs
 to resume after a long break: KEEP_SECONDS, but no more than KEEP_REVISIONS.
@@ -8,8 +8,9 @@ import logging
 import time
 from collections import deque
 
+from control.kernel import etcd_members
 from control.kernel.errors import Unavailable
-from control.kernel.etcd_client import AioRpcError, prefix_range, rpc_pb2
+from control.kernel.etcd_client import DEADLINE, AioRpcError, prefix_range, rpc_pb2
 from control.kernel.etcd_commit import MARKS
 from control.kernel.etcd_store import EtcdStore
 
@@ -47,7 +48,7 @@ class Maintenance:
             try:
                 await self.step()
             except (Unavailable, AioRpcError) as error:
-                log.warning("etcd maintenance: %s", error)
+                log.warning("etcd maintenance: %s", error.details() if isinstance(error, AioRpcError) else error)
             await asyncio.sleep(self._interval)
 
     async def step(self) -> None:
@@ -64,8 +65,8 @@ class Maintenance:
                 log.warning("etcd member %x raises alarm %s: replace the member", alarm.memberID,
                             rpc_pb2.AlarmType.Name(alarm.alarm))
         full = [alarm for alarm in alarms if alarm.alarm == rpc_pb2.NOSPACE]
-        for endpoint in self._client.endpoints:
-            await self._defragment(endpoint, bool(full))
+        await self._defragment_each(bool(full))
+        await etcd_members.settle(self._client)
         for alarm in full:
             await self._client.call(lambda member: member.maintenance.Alarm, rpc_pb2.AlarmRequest(
                 action=rpc_pb2.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm))
@@ -93,10 +94,21 @@ class Maintenance:
                 raise
         self._compacted = revision
 
-    async def _defragment(self, endpoint: str, now: bool) -> None:
+    async def _defragment_each(self, now: bool) -> None:
+        """One member after the other, since each stops while it lasts; none, unless space ran out, while one is away."""
+        statuses = {}
+        for endpoint in self._client.endpoints:
+            try:
+                statuses[endpoint] = await self._client.at(endpoint).maintenance.Status(rpc_pb2.StatusRequest(), timeout=DEADLINE)
+            except AioRpcError as error:
+                log.warning("etcd member %s does not answer: %s", endpoint, error.details())
+        if now or len(statuses) == len(self._client.endpoints):
+            for endpoint, status in statuses.items():
+                await self._defragment(endpoint, status, now)
+
+    async def _defragment(self, endpoint: str, status: rpc_pb2.StatusResponse, now: bool) -> None:
         """Give unused space of one member's database back, where that is much or must be."""
         maintenance = self._client.at(endpoint).maintenance
-        status = await maintenance.Status(rpc_pb2.StatusRequest(), timeout=LONG)
         unused = status.dbSize - status.dbSizeInUse
         if not now and (status.dbSize < DEFRAGMENT_BYTES or unused < status.dbSize * DEFRAGMENT_SHARE):
             return
