@@ -1,5 +1,6 @@
 """What the hosts service asks of the services whose things live on hosts. main.py passes the real ones in."""
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from control.kernel.cache import Change
@@ -36,6 +37,32 @@ class Inventories(Protocol):
 
     def refresh(self, transaction: Transaction, host: HostRecord) -> None:
         """Take over what a host's inventory says; nothing where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMove:
+    """A server's disk that is on its way between two hosts."""
+
+    id: str
+    source: str
+    target: str
+
+
+class DiskMoves(Protocol):
+    """Which disks are to be copied."""
+
+    def disk_move(self, server_id: str) -> DiskMove | None:
+        """The move whose disk is to be copied now; None for none."""
+
+
+class Membership(Protocol):
+    """This replica among the others (control.kernel.replicas.Membership, by shape)."""
+
+    @property
+    def id(self) -> str: ...
+
+    def sure(self) -> int:
+        """A number of the present term while no other replica can see this one gone; else 0. Each term has another one."""
 
 
 class ImageBytes(Protocol):
