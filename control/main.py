@@ -1,13 +1,12 @@
 """One replica of the control plane, wired: the only place that knows every service.
 
-Start: the cache follows the store, what a new cloud needs is made, the listeners open. Stop (cancellation): the listeners
-finish what they have begun, leadership is given up, connections close.
+Start: the cache follows the store, what a new cloud needs is made, the listeners open. Stop (cancellation): leadership is given
+up and agents are sent elsewhere at once, the listeners take nothing new and finish what they have begun, then the cache and the
+store end.
 """
 import asyncio
 import dataclasses
 import logging
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,11 +27,10 @@ from control.kernel import etcd_server, fleet, pki, quota, replicas, rpc
 from control.kernel.cache import Kind
 from control.kernel.config import Config
 from control.kernel.database import Database
-from control.kernel.election import Election
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.policy import PolicyFile
-from control.kernel.store import Guard
+from control.kernel.roles import SHARDS, Role, Roles, Shard
 from control.network import service as network
 from control.placement import service as placement
 from control.placement.host_providers import HostProviders
@@ -57,7 +55,10 @@ class Replica:
         self.config = config
         self.store = store
         self.database = Database(store, KINDS)
-        self.membership = replicas.Membership(store, replicas.new_record(config.host_name, config.agent_address))
+        self.roles = (Role("scheduler", self._place), Role("compute.servers", self._settle, SHARDS),
+                      Role("network.gateways", self._move_gateways, SHARDS), Role("keeper", self._keep))
+        self.membership = replicas.Membership(store, replicas.new_record(
+            config.host_name, config.agent_address, [role.label for role in self.roles]))
         self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
         self.providers = Providers(federation.read(config.identity))
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
@@ -107,36 +108,49 @@ class Replica:
             demo_project_id=identity.project_id(self.database, "demo"),
             public_cidr=config.public_cidr, private_cidr=config.private_cidr)
 
-    async def lead(self, fence: Guard) -> None:
-        """The work of one replica at a time."""
+    # The roles
+
+    async def _place(self, shard: Shard) -> None:
+        placing = compute.Placing(self.database, self.ports, self.placer, [shard.fence], settings=self.settings)
+        await placing.controller().run()
+
+    async def _settle(self, shard: Shard) -> None:
+        await compute.Settling(self.database, self.ports, self.placer, [shard.fence]).controller(shard.has).run()
+
+    async def _move_gateways(self, shard: Shard) -> None:
+        await network.Reconciler(self.database, [shard.fence]).controller(shard.has).run()
+
+    async def _keep(self, shard: Shard) -> None:
         async with asyncio.TaskGroup() as group:
-            servers = compute.Reconciler(self.database, self.ports, self.placer, [fence], settings=self.settings)
-            group.create_task(servers.controller().run())
-            group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
             group.create_task(Maintenance(self.store).run())
+
+    async def take_part(self) -> None:
+        """Be listed and lead what falls to this replica. Cancelled, it resigns all of that, and only then leaves the list."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.membership.run())
+            await Roles(self.database, self.membership, self.roles).run()
 
 
 async def run(config: Config) -> None:
     """Be a replica until cancelled. Raises kernel errors, or CannotListen, where it cannot start."""
     store = EtcdStore(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
     replica = Replica(config, store)
-    election = Election(store, "control", f"{socket.gethostname()}/{os.getpid()}")
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(replica.database.cache.run())
+        async with asyncio.TaskGroup() as lasting:          # what calls in progress need ends after them
+            lasting.create_task(replica.database.cache.run())
             await replica.database.cache.ready.wait()
             await replica.bootstrap()
-            group.create_task(replica.membership.run())
-            group.create_task(replica.hosts.run())
-            group.create_task(replica.images.run())
-            group.create_task(replica.policy_file.watch())
-            group.create_task(election.lead(replica.lead))
-            group.create_task(http.serve(replica.gateway, config.listen, config.port,
-                                         config.certificate or None, config.key or None))
-            group.create_task(_serve_grpc(replica))
-            group.create_task(_serve_agents(replica))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(replica.hosts.run())
+                group.create_task(replica.images.run())
+                group.create_task(replica.policy_file.watch())
+                group.create_task(replica.take_part())
+                group.create_task(http.serve(replica.gateway, config.listen, config.port,
+                                             config.certificate or None, config.key or None))
+                group.create_task(_serve_grpc(replica))
+                group.create_task(_serve_agents(replica))
     finally:
         replica.directories.close()
         await replica.providers.close()

@@ -12,9 +12,10 @@ from control.compute.keypairs import KeyPairs
 from control.compute.neighbours import Console, Images, Placer, Ports
 from control.compute.observer import Observer
 from control.compute.parts import ServerParts
+from control.compute.placing import Placing
 from control.compute.projection import Projection
 from control.compute.quotas import Quotas, bootstrap
-from control.compute.reconciler import Reconciler
+from control.compute.reconciler import Settling
 from control.compute.server_groups import ServerGroups
 from control.compute.servers import Servers
 from control.compute.wanted import Demands
@@ -32,7 +33,8 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Demands", "Observer", "Placing", "Projection", "Settings", "Settling", "bootstrap",
+           "servicers"]
 
 KINDS = model.KINDS
 

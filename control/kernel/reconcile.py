@@ -17,17 +17,22 @@ log = logging.getLogger(__name__)
 #: A shorter RESYNC costs CPU when nothing happens, a longer one delays the repair of what no change announced.
 FIRST_BACKOFF, MAX_BACKOFF, RESYNC = 0.05, 30.0, 60.0
 
+#: Seconds that steps in progress have to end when a controller is cancelled. A step is a commit or two; what takes longer is
+#: cut off, and whoever carries on sees how far it came.
+FINISH_WITHIN = 0.3
+
 
 class WorkQueue:
     """Keys to look at, each at most once in the queue and at most once in work."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._due: set[str] = set()            # what the queue holds
         self._working: set[str] = set()
         self._again: set[str] = set()          # added while in work
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, int] = {}
+        self._closed = False
 
     def add(self, key: str) -> None:
         if timer := self._timers.pop(key, None):
@@ -42,7 +47,7 @@ class WorkQueue:
         """Add a key after a while, or sooner if something else adds it."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        if key in self._due or (timer and timer.when() <= loop.time() + seconds):
+        if self._closed or key in self._due or (timer and timer.when() <= loop.time() + seconds):
             return
         if timer:
             timer.cancel()
@@ -57,9 +62,12 @@ class WorkQueue:
     def succeeded(self, key: str) -> None:
         self._failures.pop(key, None)
 
-    async def take(self) -> str:
-        """The next key; the caller says done() when it has worked on it."""
+    async def take(self) -> str | None:
+        """The next key, None when the queue is closed; the caller says done() when it has worked on it."""
         key = await self._queue.get()
+        if self._closed or key is None:
+            self._queue.put_nowait(None)       # for the next who takes
+            return None
         self._due.discard(key)
         self._working.add(key)
         return key
@@ -71,6 +79,9 @@ class WorkQueue:
             self.add(key)
 
     def close(self) -> None:
+        """Give out no more keys."""
+        self._closed = True
+        self._queue.put_nowait(None)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -89,43 +100,48 @@ class Controller:
       all_keys: every key there is, for the first pass and each resync.
       reconcile: one step for one key. Returns None when reality agrees, else the seconds after which to be called
         again (0: at once). May raise: the key backs off.
+      mine: whether a key is this controller's: those of a leader's shard.
     """
 
     def __init__(self, name: str, cache: Cache, *, keys_of: Callable[[Change], Iterable[str]],
                  all_keys: Callable[[], Iterable[str]], reconcile: Callable[[str], Awaitable[float | None]],
-                 workers: int = 4, resync: float = RESYNC):
+                 mine: Callable[[str], bool] = lambda key: True, workers: int = 4, resync: float = RESYNC):
         self.name = name
         self._cache = cache
         self._keys_of = keys_of
         self._all_keys = all_keys
         self._reconcile = reconcile
+        self._mine = mine
         self._workers = workers
         self._resync = resync
 
     async def run(self) -> None:
-        """Reconcile until cancelled."""
+        """Reconcile until cancelled; steps in progress then have FINISH_WITHIN to end."""
         await self._cache.ready.wait()
         queue = WorkQueue()
 
         def on_change(change: Change) -> None:
             for key in self._keys_of(change):
-                queue.add(key)
+                if self._mine(key):
+                    queue.add(key)
 
+        workers = [asyncio.create_task(self._work(queue)) for _ in range(self._workers)]
         with self._cache.listening(on_change):
             try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(self._workers):
-                        group.create_task(self._work(queue))
-                    while True:
-                        for key in self._all_keys():
+                while True:
+                    for key in self._all_keys():
+                        if self._mine(key):
                             queue.add(key)
-                        await asyncio.sleep(self._resync)
+                    await asyncio.sleep(self._resync)
             finally:
                 queue.close()
+                _, late = await asyncio.wait(workers, timeout=FINISH_WITHIN)
+                for worker in late:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self, queue: WorkQueue) -> None:
-        while True:
-            key = await queue.take()
+        while (key := await queue.take()) is not None:
             try:
                 again = await self._reconcile(key)
             except Error as error:

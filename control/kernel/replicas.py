@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -19,7 +20,8 @@ from protos.internal.v1.replicas_pb2 import Leadership, ReplicaRecord
 log = logging.getLogger(__name__)
 
 REPLICA = Kind("/replicas/", ReplicaRecord)
-LEADERSHIP = Kind("/leaders/", Leadership, id_of=lambda leader: (leader.role, str(leader.shard)))
+LEADERSHIP = Kind("/leaders/", Leadership, id_of=lambda leader: (
+    leader.role, f"{leader.shard}-of-{leader.shards}"))
 KINDS = (REPLICA, LEADERSHIP)
 
 #: Seconds for which a replica that vanished is still listed: the least that etcd gives. Each third of it the lease is renewed.
@@ -33,10 +35,10 @@ SILENCE = 3 * TTL
 PAUSE = 0.2
 
 
-def new_record(host_name: str, address: str) -> ReplicaRecord:
+def new_record(host_name: str, address: str, roles: Iterable[str] = ()) -> ReplicaRecord:
     """The record of a process that starts now."""
     return ReplicaRecord(id=str(uuid.uuid4()), host_name=host_name, address=address, version=version("brume"),
-                         started_at=clock.now())
+                         started_at=clock.now(), roles=roles)
 
 
 @dataclass(eq=False)

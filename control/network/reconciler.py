@@ -4,7 +4,7 @@ A router whose host is down moves to one that is up; where none is, it stays, so
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from control.kernel import fleet
 from control.kernel.cache import Change
@@ -23,14 +23,15 @@ class Reconciler:
         self._database = database
         self._guards = guards
 
-    def controller(self) -> Controller:
-        """What calls reconcile() with each router that may have to move."""
+    def controller(self, mine: Callable[[str], bool] = lambda key: True) -> Controller:
+        """What calls reconcile() with each router that may have to move, of those whose store keys are this leader's."""
         return Controller(
             "network.gateways",
             self._database.cache,
             keys_of=self._keys_of,
             all_keys=self._all_keys,
             reconcile=self.reconcile,
+            mine=mine,
             workers=2,
         )
 

@@ -13,8 +13,9 @@ from control.compute import service as compute
 from control.compute.model import DECISION, SERVER, SERVER_GROUP
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
+from control.compute.placing import Placing
 from control.compute.projection import Projection
-from control.compute.reconciler import Reconciler
+from control.compute.reconciler import Settling
 from control.gateway.app import Gateway
 from control.kernel import fleet, quota
 from control.kernel.cache import Kind
@@ -220,19 +221,26 @@ class World:
         self.agents[name] = Agent(self, name)
         return self.agents[name]
 
-    def reconciler(self, **more) -> Reconciler:
-        return Reconciler(self.database, self.ports, self.placer, **more)
+    def placing(self, **more) -> Placing:
+        return Placing(self.database, self.ports, self.placer, **more)
 
-    async def reconcile(self, reconciler: Reconciler | None = None) -> None:
-        """Until nothing is left to do for the reconciler now."""
-        reconciler = reconciler or self.reconciler()
+    def settling(self, **more) -> Settling:
+        return Settling(self.database, self.ports, self.placer, **more)
+
+    async def lead(self) -> None:
+        """Both reconcilers as leaders run them, until cancelled."""
+        await asyncio.gather(self.placing().controller().run(), self.settling().controller().run())
+
+    async def reconcile(self) -> None:
+        """Until nothing is left to do for the reconcilers now."""
         for _ in range(20):
             revision = self.database.cache.revision
-            for key in reconciler.all_keys():
-                await reconciler.reconcile(key)
+            for reconciler in (self.placing(), self.settling()):
+                for key in reconciler.all_keys():
+                    await reconciler.reconcile(key)
             if self.database.cache.revision == revision:
                 return
-        raise AssertionError("the reconciler does not come to rest")
+        raise AssertionError("the reconcilers do not come to rest")
 
     async def settle(self) -> None:
         """Until reconciler and agents are at rest."""

@@ -31,7 +31,7 @@ class Cloud:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with world(hosts=3) as it:
             tasks = [asyncio.create_task(work) for work in (
-                serve(it.gateway, "127.0.0.1", 0, listener=self._listener), it.reconciler().controller().run(), self._step(it))]
+                serve(it.gateway, "127.0.0.1", 0, listener=self._listener), it.lead(), self._step(it))]
             self._started.set()
             await self._stop.wait()
             for task in tasks:

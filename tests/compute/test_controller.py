@@ -18,7 +18,7 @@ async def until(cloud: World, holds) -> None:
 
 @contextlib.asynccontextmanager
 async def running(cloud: World):
-    task = asyncio.create_task(cloud.reconciler().controller().run())
+    task = asyncio.create_task(cloud.lead())
     try:
         yield
     finally:

@@ -46,7 +46,7 @@ async def story(cloud: World, store: MortalStore, crash: int | None, after: bool
     doomed = await make(demo, "doomed")
     await demo("DELETE", f"/servers/{doomed}")
     lost = await make(admin, "lost", availability_zone="nova:node-2")
-    await cloud.reconciler()._place(lost)
+    await cloud.placing().reconcile(lost)
     await admin("DELETE", f"/servers/{lost}")
     leaving = {server.id for server in cloud.database.cache.by(SERVER, "host", "node-2")}
     await cloud.database.transact(lambda tx: fleet.delete_host(tx, tx.require(fleet.HOST, "node-2"), leaving))
@@ -95,7 +95,7 @@ async def test_a_leader_whose_fence_fell_changes_nothing():
         await store.commit(Record("/election/servers", None, revision))
         await store.commit(Record("/election/servers", b"you"))
         with pytest.raises(Stale):
-            await cloud.reconciler(fence=[Guard.created("/election/servers", revision)]).reconcile(server_id)
+            await cloud.placing(fence=[Guard.created("/election/servers", revision)]).reconcile(server_id)
         assert not cloud.database.get(SERVER, server_id).host and not cloud.database.cache.all(fleet.ALLOCATION)
 
 

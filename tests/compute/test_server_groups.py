@@ -183,7 +183,7 @@ async def test_two_hundred_servers_made_in_parallel_never_break_anti_affinity():
         demo, admin = cloud.client(), cloud.client("admin")
         await admin("PUT", "/os-quota-sets/demo-project", json_body=UNLIMITED)
         group = await make_group(demo, rules={"max_server_per_host": 2})
-        task = asyncio.create_task(cloud.reconciler().controller().run())
+        task = asyncio.create_task(cloud.lead())
         try:
             # single ones, and several at a time, with placements going on meanwhile
             replies = await asyncio.gather(*(make_in(demo, group, f"one-{index}") for index in range(100)),
@@ -221,7 +221,7 @@ async def test_servers_are_placed_beside_and_away_from_others_that_still_wait():
             "server": {"name": "beside", "imageRef": "img", "flavorRef": "1", "networks": "none"},
             "os:scheduler_hints": {"same_host": first, "different_host": away, "brume:lifetime": "3600"}})
         beside = reply.json["server"]["id"]
-        reconciler = cloud.reconciler()
+        reconciler = cloud.placing()
         assert await reconciler.reconcile(beside) is not None, "it is looked at again when the others have a host"
         await cloud.settle()
         hosts = {server.id: server.host for server in cloud.database.cache.all(SERVER)}

@@ -96,12 +96,12 @@ async def test_while_no_host_is_up_a_new_server_waits_for_one_for_a_while():
         demo = cloud.client()
         await cloud.add_host("node-1", up=False)
         server_id = await make(demo)
-        reconciler = cloud.reconciler()
+        reconciler = cloud.placing()
         assert await reconciler.reconcile(server_id) == 1.0
         assert (await show(demo, server_id))["status"] == "BUILD"
 
         later = Timestamp(seconds=cloud.database.get(SERVER, server_id).created_at.seconds + 31)
-        await cloud.reconciler(now=lambda: later).reconcile(server_id)
+        await cloud.placing(now=lambda: later).reconcile(server_id)
         assert (await show(demo, server_id))["status"] == "ERROR"
 
 

@@ -5,16 +5,20 @@ import time
 
 import pytest
 
+from control.kernel import replicas
 from control.kernel.election import Election
 from control.kernel.errors import Stale, Unavailable
+from control.kernel.replicas import LEADERSHIP, Membership
 from control.kernel.store import Record
 
 
 class Job:
-    """Work that notes who leads, and lasts until it is cancelled."""
+    """A replica that is a candidate for one job, and notes when it leads; its work lasts until it is cancelled."""
 
-    def __init__(self, store, name: str, ttl: int = 3):
-        self.election = Election(store, "job", name, ttl)
+    def __init__(self, store, ttl: int = 3, role: str = "job"):
+        self.store = store
+        self.membership = Membership(store, replicas.new_record("here", "here:1"), ttl)
+        self.election = Election(store, self.membership, role)
         self.leading = asyncio.Event()
         self.fences: list = []
         self.ended = asyncio.Event()
@@ -28,8 +32,19 @@ class Job:
             self.leading.clear()
             self.ended.set()
 
-    def start(self) -> asyncio.Task:
-        return asyncio.create_task(self.election.lead(self.work))
+    async def run(self, work=None) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.membership.run())
+            await self.election.lead(work or self.work)
+
+    def start(self, work=None) -> asyncio.Task:
+        return asyncio.create_task(self.run(work))
+
+
+async def leader(store, role: str = "job") -> str:
+    """The id of who leads; "" for nobody."""
+    value = (await store.get(LEADERSHIP.key(role, "0-of-1"))).value
+    return LEADERSHIP.message.FromString(value).replica_id if value else ""
 
 
 async def stop(*tasks: asyncio.Task) -> None:
@@ -39,20 +54,20 @@ async def stop(*tasks: asyncio.Task) -> None:
 
 
 async def test_of_two_candidates_one_leads_and_the_other_waits(store):
-    jobs = [Job(store, "one"), Job(store, "other")]
+    jobs = [Job(store), Job(store)]
     tasks = [job.start() for job in jobs]
     async with asyncio.timeout(10):
         await asyncio.wait([asyncio.create_task(job.leading.wait()) for job in jobs], return_when=asyncio.FIRST_COMPLETED)
     await asyncio.sleep(0.3)
     assert [job.leading.is_set() for job in jobs].count(True) == 1
-    [leader] = [job for job in jobs if job.leading.is_set()]
-    assert await leader.election.leader() == ("one" if leader is jobs[0] else "other")
+    [one] = [job for job in jobs if job.leading.is_set()]
+    assert await leader(store) == one.membership.id
     await stop(*tasks)
-    assert await leader.election.leader() == ""
+    assert await leader(store) == ""
 
 
 async def test_a_leader_that_is_cancelled_ends_its_work_and_then_hands_over_at_once(store):
-    one, other = Job(store, "one", ttl=60), Job(store, "other", ttl=60)
+    one, other = Job(store, ttl=60), Job(store, ttl=60)
     first = one.start()
     async with asyncio.timeout(30):
         await one.leading.wait()
@@ -84,7 +99,7 @@ class CutOff:
 
 
 async def test_a_leader_that_vanishes_is_followed_when_its_lease_ends(store):
-    one, other = Job(CutOff(store), "one", ttl=2), Job(store, "other", ttl=2)
+    one, other = Job(CutOff(store), ttl=2), Job(store, ttl=2)
     first = one.start()
     async with asyncio.timeout(30):
         await one.leading.wait()
@@ -95,7 +110,7 @@ async def test_a_leader_that_vanishes_is_followed_when_its_lease_ends(store):
 
 
 async def test_the_fence_refuses_a_deposed_leader(store):
-    one, other = Job(store, "one"), Job(store, "other")
+    one, other = Job(store), Job(store)
     first = one.start()
     async with asyncio.timeout(30):
         await one.leading.wait()
@@ -122,7 +137,7 @@ async def test_work_that_fails_is_begun_again_in_a_new_term(store):
         again.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(Election(store, "job", "one").lead(work))
+    task = Job(store).start(work)
     async with asyncio.timeout(20):
         await again.wait()
     assert fences[1].revision > fences[0].revision
@@ -130,8 +145,7 @@ async def test_work_that_fails_is_begun_again_in_a_new_term(store):
 
 
 async def test_candidates_of_different_jobs_do_not_meet(store):
-    jobs = [Job(store, "one"), Job(store, "one")]
-    jobs[1].election = Election(store, "job2", "one")
+    jobs = [Job(store), Job(store, role="job2")]
     tasks = [job.start() for job in jobs]
     async with asyncio.timeout(10):
         for job in jobs:
@@ -156,7 +170,7 @@ async def test_a_crowd_of_candidates_lead_one_after_the_other_and_never_two(stor
                 leading.discard(number)
             done.set()
 
-        task = asyncio.create_task(Election(store, "job", str(number)).lead(work))
+        task = Job(store).start(work)
         await done.wait()
         await stop(task)
 
@@ -166,14 +180,14 @@ async def test_a_crowd_of_candidates_lead_one_after_the_other_and_never_two(stor
 
 
 async def test_a_campaign_that_is_cancelled_leaves_nothing_behind(store):
-    one = Job(store, "one")
+    one = Job(store)
     first = one.start()
     async with asyncio.timeout(10):
         await one.leading.wait()
-    second = Job(store, "other").start()
+    second = Job(store).start()
     await asyncio.sleep(0.2)
     await stop(second)
-    assert await one.election.leader() == "one"
+    assert await leader(store) == one.membership.id
     with contextlib.suppress(asyncio.CancelledError):
         await stop(first)
-    assert await one.election.leader() == ""
+    assert await leader(store) == ""
