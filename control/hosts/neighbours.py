@@ -1,10 +1,10 @@
 """What the hosts service asks of the services whose things live on hosts. main.py passes the real ones in."""
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from control.kernel.cache import Change
 from control.kernel.database import Transaction
+from control.kernel.interfaces import DiskMove
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer
 
@@ -37,15 +37,6 @@ class Inventories(Protocol):
 
     def refresh(self, transaction: Transaction, host: HostRecord) -> None:
         """Take over what a host's inventory says; nothing where that is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskMove:
-    """A server's disk that is on its way between two hosts."""
-
-    id: str
-    source: str
-    target: str
 
 
 class DiskMoves(Protocol):
