@@ -2,6 +2,9 @@
 
 Knows no transport: `desired` and `answer` take what arrives, `report` is given what is to be said. A server is worked on by one
 worker at a time: look, take one step, look again, report. What is at rest costs nothing until an event or the next full look.
+
+Where the host has a lease (agents/lease.py), no guest is touched without it, and all are stopped when it runs out. What an
+older epoch left behind goes before the host is readmitted.
 """
 import asyncio
 import logging
@@ -9,6 +12,7 @@ from collections.abc import Callable
 
 from agents.hypervisor.driver import MISSING, Domain, Fault, Hypervisor, Outage, Wish
 from agents.hypervisor.model import Seen, Step, Wanted, next_step, reported, wanted
+from agents.lease import Lease
 from agents.network.driver import HostNetworking
 from agents.wiring import Wiring
 from agents.work import Worklist
@@ -25,6 +29,12 @@ TRIES = 8
 #: Seconds: a domain that is off again within STEADY after its start waits 1, 2, 4 ... up to MAX_WAIT before the next one.
 STEADY, MAX_WAIT = 30.0, 60.0
 
+#: Seconds between two tries to stop a guest whose host has no lease, or to remove one that an older epoch left.
+FENCE_EVERY = 0.5
+
+#: Where a guest may do something, or is about to.
+_ON = (Seen.RUNNING, Seen.PAUSED, Seen.CRASHED)
+
 #: Says something about one thing; only the last about each counts.
 Report = Callable[[str, pb.AgentMessage], None]
 
@@ -36,11 +46,14 @@ class Agent:
       stop_seconds, reboot_seconds: that a guest has to shut down when it is stopped, or rebooted softly, before its power is
         cut. The image property os_shutdown_timeout overrides the first.
       workers: servers that are worked on at a time.
+      lease: the host's; without one its guests may always run.
     """
 
     def __init__(self, hypervisor: Hypervisor, networking: HostNetworking, report: Report, *, stop_seconds: float = 60.0,
-                 reboot_seconds: float = 120.0, workers: int = 32):
+                 reboot_seconds: float = 120.0, workers: int = 32, lease: Lease | None = None):
         self._hypervisor = hypervisor
+        self._lease = lease or Lease()
+        self._wiping: asyncio.Task[None] | None = None
         self._report = report
         self._stop_seconds = stop_seconds
         self._reboot_seconds = reboot_seconds
@@ -55,6 +68,8 @@ class Agent:
 
     def desired(self, desired: pb.Desired) -> None:
         """Take in a snapshot of all objects, or what changed."""
+        if not self._lease.holds():
+            return                     # they come again, when the guests are stopped
         before = dict(self._objects)
         arrived = {thing.key: thing for thing in desired.upserts if not self._is_old(thing)}
         if desired.snapshot:
@@ -78,6 +93,10 @@ class Agent:
         if desired.snapshot:
             for port_id in self._wiring.wired:
                 self._report_port(port_id, True)
+            if self._wiping is not None:
+                self._wiping.cancel()
+            if self._lease.granted_epoch > self._lease.epoch:
+                self._wiping = asyncio.create_task(self._wipe(self._lease.granted_epoch))
 
     async def answer(self, query: pb.Query) -> pb.Reply:
         """Answer a question that only the host can."""
@@ -96,17 +115,20 @@ class Agent:
         """Work until cancelled. Virtual machines run on afterwards."""
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_lease())
                 group.create_task(self._wiring.run())
                 group.create_task(self._follow_events())
                 group.create_task(self._look_around())
         finally:
+            if self._wiping is not None:
+                self._wiping.cancel()
             await self._servers.close()
 
     # Servers
 
     async def _work(self, key: str) -> float | None:
         thing = self._objects.get(key)
-        if thing is None:
+        if thing is None or not self._lease.holds():
             return None
         server = thing.server
         domain = await self._look(server.id)
@@ -146,6 +168,8 @@ class Agent:
         def say(doing: str) -> None:
             self._report_server(server, domain, step=doing)
 
+        if not self._lease.holds():
+            raise Fault("The host's lease has run out.")
         match step:
             case Step.NOTE if server.power == pb.HostServer.STOPPED:
                 await self._hypervisor.ensure_stopped(server, 0)
@@ -261,6 +285,60 @@ class Agent:
             for server_id in found.keys() - unwished:
                 log.warning("server %s runs here and the control plane does not know it: left alone", server_id)
             unwished = set(found)
+
+    # Fencing
+
+    async def _keep_lease(self) -> None:
+        """Whenever the lease runs out: forget what was wished, stop every guest, and only then let anything else go on."""
+        while True:
+            await self._lease.lapse()
+            log.warning("the lease of this host has run out: its guests are stopped")
+            for key in list(filter(_is_server, self._objects)):
+                del self._objects[key]
+                self._forget(key)
+            dropping = asyncio.create_task(self._servers.drop())     # may wait for a start, and other guests shall not
+            while True:
+                last = dropping.done()
+                if await self._all_off() and last:
+                    break
+                await (asyncio.sleep(FENCE_EVERY) if last else asyncio.wait({dropping}, timeout=FENCE_EVERY))
+            log.warning("no guest runs on this host")
+            self._lease.ended()
+
+    async def _all_off(self) -> bool:
+        """Cut the power of all that runs; whether nothing does now. What was carried out of their wishes stays noted."""
+        async def cut(server_id: str, domain: Domain) -> None:
+            try:
+                await self._hypervisor.ensure_stopped(
+                    pb.HostServer(id=server_id, generation=domain.generation, reboots=domain.reboots), 0)
+            except Fault as fault:
+                log.error("server %s could not be stopped, though this host has no lease: %s", server_id, fault)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for server_id, domain in (await self._hypervisor.observe()).items():
+                    if domain.seen in _ON:
+                        group.create_task(cut(server_id, domain))
+            return all(domain.seen not in _ON for domain in (await self._hypervisor.observe()).values())
+        except Fault as fault:
+            log.error("it cannot be seen what runs, though this host has no lease: %s", fault)
+            return False
+
+    async def _wipe(self, epoch: int) -> None:
+        """Remove what the snapshot does not name, which runs elsewhere by now; then ask to be readmitted."""
+        while True:
+            try:
+                left = [server_id for server_id in await self._hypervisor.observe() if f"server/{server_id}" not in self._objects]
+                for server_id in left:
+                    log.warning("server %s: removed, it left this host when the host was fenced", server_id)
+                    await self._hypervisor.ensure_gone(server_id)
+                if not left:
+                    break
+            except Fault as fault:
+                log.warning("what was here before the host was fenced cannot be removed: %s", fault)
+                await asyncio.sleep(FENCE_EVERY)
+        self._lease.readmitted(epoch)
+        self._report("readmit", pb.AgentMessage(readmit=pb.Readmit(epoch=epoch)))
 
     # What is said
 

@@ -1,9 +1,11 @@
 """The stream to the control plane: hello, wishes in, observations out; opened again, elsewhere, whenever it ends.
 
 What is to be said is kept by what it is about, the last word only, so that a long silence costs no memory; what was said on a
-stream is not said twice on it, and all of it is said again on the next.
+stream is not said twice on it, and all of it is said again on the next. Nothing is heard or said while the host's lease has run
+out: first its guests stop.
 """
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,13 +16,19 @@ import grpc
 import grpc.aio
 
 from agents.hypervisor.driver import Fault
+from agents.lease import Lease
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1.hosts_pb2_grpc import HostsStub
 
 log = logging.getLogger(__name__)
 
-#: Seconds. The control plane takes an agent for dead after 20 s of silence.
-HEARTBEAT = 5.0
+#: Seconds between two heartbeats. A lease lasts three of them (control/hosts/leases.py).
+HEARTBEAT = 4.0
+
+#: Without an acknowledgement for this part of its lease, the agent tries another endpoint, though the connection may stand: on
+#: a stream that worked, and on one that is being made. What is left must do for two that do not answer. Without a lease there is
+#: no hurry: seconds.
+DEAF_PART, CONNECT_PART, DEAF = 0.25, 0.17, 15.0
 
 #: Seconds between two tries to attach, doubling from the first to the second. A shorter maximum has a thousand agents knock
 #: at a control plane that is down; a longer one leaves the hosts of one that is back without instructions.
@@ -76,6 +84,11 @@ class Outbox:
             self._waiting[key] = message
             self._filled.set()
 
+    def clear(self) -> None:
+        """What was to be said was seen before the guests were stopped, and is true no more."""
+        self._said.clear()
+        self._waiting.clear()
+
     def forget_said(self) -> None:
         """A new stream knows nothing, and asked nothing."""
         self._said.clear()
@@ -103,10 +116,12 @@ class Link:
       credentials: None for a connection in the clear, in tests.
       hello: what to say first; may raise Fault while the host cannot say it.
       on_desired, on_query: what to do with what arrives.
+      lease: the host's.
     """
 
     def __init__(self, endpoints: Sequence[str], credentials: Credentials | None, *, hello: Callable[[], Awaitable[pb.Hello]],
-                 on_desired: Callable[[pb.Desired], None], on_query: Callable[[pb.Query], Awaitable[pb.Reply]]):
+                 on_desired: Callable[[pb.Desired], None], on_query: Callable[[pb.Query], Awaitable[pb.Reply]],
+                 lease: Lease | None = None):
         if not endpoints:
             raise ValueError("an agent needs at least one endpoint of the control plane")
         self._endpoints = list(endpoints)
@@ -114,6 +129,10 @@ class Link:
         self._hello = hello
         self._on_desired = on_desired
         self._on_query = on_query
+        self._lease = lease or Lease()
+        self._lapses = 0
+        self._attached = False                 # a wish came by the present stream
+        self._cut = ""                         # why it was ended here
         self._outbox = Outbox()
         self._stub: HostsStub | None = None
         self._answering: set[asyncio.Task[None]] = set()
@@ -179,44 +198,84 @@ class Link:
 
     async def _attach(self, endpoint: str, channel: grpc.aio.Channel) -> bool:
         """One stream, from hello to its end; whether any wish came by it."""
+        lease = self._lease
+        await lease.wait()
+        if lease.lapses != self._lapses:
+            self._lapses = lease.lapses
+            self._outbox.clear()
         hello = await self._hello()
+        hello.epoch, hello.leased = lease.epoch, lease.bound
         stub = HostsStub(channel)
         stream = stub.Attach()
-        await stream.write(pb.AgentMessage(hello=hello))
-        self._outbox.forget_said()
-        writer: asyncio.Task[None] | None = None
+        self._attached, self._cut = False, ""
+        guard, writer = asyncio.create_task(self._guard(stream)), None
+        lease.attaching()
+        lease.said(0)
         try:
+            await stream.write(pb.AgentMessage(hello=hello))
+            self._outbox.forget_said()
             async for message in stream:
-                if writer is None:
-                    log.info("attached to the control plane at %s", endpoint)
-                    self._stub = stub
-                    writer = asyncio.create_task(self._write(stream))
+                if not lease.holds():
+                    raise Fault("the lease has run out")
+                if message.HasField("lease"):
+                    lease.granted(message.lease)
                 match message.WhichOneof("message"):
                     case "desired":
+                        if writer is None:
+                            log.info("attached to the control plane at %s", endpoint)
+                            self._attached, self._stub = True, stub
+                            writer = asyncio.create_task(self._write(stream))
                         self._on_desired(message.desired)
                     case "query":
                         self._answer(message.query)
                     case "farewell":
                         self._sent_on = True
                         return True
-            return writer is not None
+            return self._attached
+        except (asyncio.CancelledError, asyncio.InvalidStateError):
+            if self._cut and not asyncio.current_task().cancelling():  # type: ignore[union-attr] - there is one
+                raise Fault(self._cut) from None
+            raise
         finally:
             self._stub = None
-            for task in (writer, *self._answering):
+            for task in (guard, writer, *self._answering):
                 if task:
                     task.cancel()
             stream.cancel()
 
+    async def _guard(self, stream: grpc.aio.StreamStreamCall) -> None:
+        """End a stream that gives no lease any more, while there is time to get one elsewhere; at the latest when it is over."""
+        lease = self._lease
+        lapsed = asyncio.ensure_future(lease.lapse())
+        try:
+            while not self._cut:
+                await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8)
+                patience = lease.seconds * (DEAF_PART if self._attached else CONNECT_PART) or DEAF
+                if lapsed.done():
+                    self._cut = "the lease has run out"
+                elif lease.waiting() > patience:
+                    self._cut = f"nothing was acknowledged for {lease.waiting():.0f} s"
+            stream.cancel()
+        finally:
+            lapsed.cancel()
+
     async def _write(self, stream: grpc.aio.StreamStreamCall) -> None:
         """Say what there is to say, and that we live, until the stream ends."""
+        loop = asyncio.get_running_loop()
+        number, due = 0, loop.time() + HEARTBEAT
         try:
             while True:
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
+                messages: list[pb.AgentMessage] = []
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
                         messages = await self._outbox.take()
-                except TimeoutError:
-                    messages = [pb.AgentMessage(heartbeat=pb.Heartbeat())]
+                if loop.time() >= due:
+                    number, due = number + 1, loop.time() + HEARTBEAT
+                    self._lease.said(number)
+                    messages.append(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number, leased=self._lease.bound)))
                 for message in messages:
+                    if not self._lease.holds():
+                        return             # _guard ends the stream
                     await stream.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             stream.cancel()            # the reader learns why

@@ -20,6 +20,7 @@ from agents.agent import Agent
 from agents.certificate import keep_renewing
 from agents.hypervisor import libvirtd
 from agents.hypervisor.driver import Fault, Hypervisor
+from agents.lease import Lease
 from agents.network.driver import HostNetworking, SimulatedNetworking
 from protos.internal.v1.hosts_pb2 import AgentMessage, Hello, Inventory
 
@@ -103,9 +104,11 @@ async def run(config: AgentConfig) -> None:
     async with AsyncExitStack() as stack:
         hypervisor = await stack.enter_async_context(_hypervisor(config, lambda: link))
         networking = await stack.enter_async_context(_networking(config))
+        config.directory.mkdir(parents=True, exist_ok=True)
+        lease = Lease(config.directory / "lease.json")
         agent = Agent(hypervisor, networking, report, stop_seconds=config.stop_seconds, reboot_seconds=config.reboot_seconds,
-                      workers=config.workers)
-        link = Link(config.endpoints, credentials, hello=hello, on_desired=agent.desired, on_query=agent.answer)
+                      workers=config.workers, lease=lease)
+        link = Link(config.endpoints, credentials, hello=hello, on_desired=agent.desired, on_query=agent.answer, lease=lease)
         async with asyncio.TaskGroup() as group:
             group.create_task(agent.run())
             group.create_task(link.run())
@@ -118,8 +121,13 @@ async def teardown(config: AgentConfig, *, purge: bool = False) -> None:
 
     Safe to repeat, and after any crash. The agent must not run.
     """
-    if config.hypervisor == "simulated":
-        return
+    if config.hypervisor != "simulated":
+        await _teardown_host(config)
+    if purge and config.directory.exists():
+        await asyncio.to_thread(shutil.rmtree, config.directory)
+
+
+async def _teardown_host(config: AgentConfig) -> None:
     with contextlib.ExitStack() as stack:
         uri = config.uri
         if uri == libvirtd.private_uri(config.libvirt_directory):
@@ -132,8 +140,6 @@ async def teardown(config: AgentConfig, *, purge: bool = False) -> None:
                 await hypervisor.release(DOWN_SECONDS)
     async with _networking(config) as networking:
         await networking.teardown()
-    if purge and config.directory.exists():
-        await asyncio.to_thread(shutil.rmtree, config.directory)
 
 
 def _hypervisor(config: AgentConfig, link: "Callable[[], Link]") -> AbstractAsyncContextManager[Hypervisor]:

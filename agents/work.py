@@ -61,6 +61,10 @@ class Worklist:
     async def close(self) -> None:
         """Stop what runs, and start nothing more."""
         self._closed = True
+        await self.drop()
+
+    async def drop(self) -> None:
+        """Stop what runs, and forget every key."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

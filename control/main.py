@@ -18,6 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from control.compute import service as compute
 from control.gateway import server as http
 from control.gateway.app import Gateway
+from control.hosts.liveness import Fencing
 from control.hosts.peers import PeerCalls
 from control.hosts.service import Hosts
 from control.identity import asking, directories, directory_settings
@@ -61,7 +62,8 @@ class Replica:
         self.store = store
         self.database = Database(store, KINDS)
         self.roles = (Role("scheduler", self._place), Role("compute.servers", self._settle, SHARDS),
-                      Role("network.gateways", self._move_gateways, SHARDS), Role("keeper", self._keep))
+                      Role("network.gateways", self._move_gateways, SHARDS), Role("keeper", self._keep),
+                      Role("hosts", self._watch_hosts), Role("compute.relocation", self._relocate))
         self.membership = replicas.Membership(store, replicas.new_record(
             config.host_name, config.agent_address, [role.label for role in self.roles]))
         self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
@@ -70,16 +72,18 @@ class Replica:
         self.peers = Peers(self.database, self.membership.id, credentials)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size, self.peers)
         self.ports = network.ServerPorts(self.database)
-        self.settings = compute.Settings(policy=config.placement_policy)
+        self.settings = compute.Settings(policy=config.placement_policy, automatic_evacuation=config.evacuation == "auto")
         demands = compute.Demands(self.database, self.settings)
         self.fleet = LiveFleet(self.database, demands, Lives(demands) if config.placement_policy == "pack" else None)
         self.placer = FleetPlacer(self.fleet)
+        servers = compute.Projection(self.database, self.ports)
         self.hosts = Hosts(
-            self.database, images=self.images, replica=self.membership.id, peers=self.peers, inventories=HostProviders(
+            self.database, images=self.images, peers=self.peers, inventories=HostProviders(
                 ratios={fleet.VCPU: config.cpu_allocation_ratio, fleet.MEMORY_MB: config.ram_allocation_ratio,
                         fleet.DISK_GB: config.disk_allocation_ratio},
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
-            projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
+            membership=self.membership, moves=servers, fencing=Fencing(config.evacuation == "auto", config.fence_command),
+            projections=[servers, network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)],
             certify=functools.partial(pki.certify, config.pki_dir, life=_life(config)))
         self.dispatcher = rpc.Dispatcher(self.authenticator)
@@ -127,6 +131,15 @@ class Replica:
 
     async def _move_gateways(self, shard: Shard) -> None:
         await network.Reconciler(self.database, [shard.fence]).controller(shard.has).run()
+
+    async def _watch_hosts(self, shard: Shard) -> None:
+        await self.hosts.liveness.lead([shard.fence])
+
+    async def _relocate(self, shard: Shard) -> None:
+        relocating = compute.Relocating(self.database, self.ports, self.placer, [shard.fence], settings=self.settings)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(relocating.controller().run())
+            group.create_task(compute.Draining(self.database, self.placer, [shard.fence]).controller().run())
 
     async def _keep(self, shard: Shard) -> None:
         async with asyncio.TaskGroup() as group:

@@ -21,9 +21,14 @@ _IN_CELLS = ("VCPU", "PCPU", "MEMORY_MB")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the cloud says where a flavor does not. `pci_aliases`: alias -> the resource class of such devices."""
+    """What the cloud says where a flavor does not.
+
+    `pci_aliases`: alias -> the resource class of such devices; `automatic_evacuation`: servers of a fenced host are started elsewhere
+    without anybody's asking.
+    """
 
     policy: str = "spread"
+    automatic_evacuation: bool = False
     pci_aliases: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -11,14 +11,15 @@ from control.kernel import listing
 from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import NotFound
-from control.kernel.rpc import Call
+from control.kernel.rpc import Call, new_request_id
 from protos.compute.v1 import actions_pb2 as pb
-from protos.compute.v1.records_pb2 import ActionRecord, ServerRecord
+from protos.compute.v1.records_pb2 import ActionRecord, MaintenanceRecord, ServerRecord
 
 #: Action -> the event that Nova has for it.
 EVENTS = {
     "create": "compute__do_build_and_run_instance", "start": "compute_start_instance", "stop": "compute_stop_instance",
-    "reboot": "compute_reboot_instance", "delete": "compute_terminate_instance", "lock": "api_lock", "unlock": "api_unlock"}
+    "reboot": "compute_reboot_instance", "delete": "compute_terminate_instance", "lock": "api_lock", "unlock": "api_unlock",
+    "evacuate": "compute_rebuild_instance", "migrate": "compute_prep_resize"}
 
 
 def opened(transaction: Transaction, server: ServerRecord, action: str, call: Call, now: Timestamp, *,
@@ -33,6 +34,13 @@ def opened(transaction: Transaction, server: ServerRecord, action: str, call: Ca
     for old in kept[:max(0, len(kept) + 1 - model.MAX_ACTIONS)]:
         transaction.delete(ACTION, server.id, old.request_id)
     transaction.put(ACTION, row)
+
+
+def noted(transaction: Transaction, server: ServerRecord, action: str, now: Timestamp, asked: MaintenanceRecord | None = None) -> None:
+    """Note that the cloud itself does something; `asked`: the drain that it is a part of."""
+    asked = asked or MaintenanceRecord(request_id=new_request_id())
+    transaction.put(ACTION, ActionRecord(server_id=server.id, request_id=asked.request_id, action=action, event=EVENTS[action],
+                                         user_id=asked.user_id, project_id=asked.project_id, started_at=now))
 
 
 def closed(transaction: Transaction, server: ServerRecord, now: Timestamp) -> None:

@@ -132,11 +132,10 @@ class Hosts:
         return pb.Service(
             id=_id(_service_id("nova-compute", host.name), call), binary="nova-compute", host=host.name,
             zone=fleet.zone_of(self._database, host), status=_status(host), state=_state(host),
-            updated_at=host.updated_at if host.HasField("updated_at") else None, disabled_reason=host.disabled_reason or None)
+            updated_at=host.updated_at if host.HasField("updated_at") else None, disabled_reason=host.disabled_reason or None,
+            forced_down=host.forced_down)
 
     async def UpdateService(self, request: pb.UpdateServiceRequest, call: Call) -> pb.ServiceResponse:
-        if request.forced_down:
-            raise Invalid("compute.service.forced_down", "A host is down when its agent is silent; it cannot be forced down.")
         if request.status not in ("enabled", "disabled") and (request.HasField("status") or not request.HasField("forced_down")):
             raise Invalid("compute.service.status", f"status is 'enabled' or 'disabled', not {request.status[:40]!r}.")
         if request.HasField("disabled_reason") and request.status != "disabled":
@@ -144,6 +143,8 @@ class Hosts:
         host = self._host_of_service(request.service_id)
         if request.HasField("status"):
             host = await self._switch(host.name, request.status == "disabled", request.disabled_reason)
+        if request.HasField("forced_down"):
+            host = await self._force_down(host.name, request.forced_down)
         return pb.ServiceResponse(service=self._service(host, call))
 
     async def DeleteService(self, request: pb.DeleteServiceRequest, call: Call) -> Empty:
@@ -183,11 +184,14 @@ class Hosts:
         return await self._switch_by_name(request, True)
 
     async def _switch_by_name(self, request: pb.SwitchServiceRequest, disabled: bool) -> pb.SwitchServiceResponse:
-        if request.binary != "nova-compute" or self._database.get(fleet.HOST, request.host) is None:
-            raise NotFound("compute.service", f"There is no service {request.binary[:80]!r} on a host {request.host[:80]!r}.")
+        self._check_named(request.binary, request.host)
         host = await self._switch(request.host, disabled, request.disabled_reason)
         return pb.SwitchServiceResponse(service=pb.SwitchServiceResponse.Switched(
             host=host.name, binary="nova-compute", status=_status(host), disabled_reason=host.disabled_reason or None))
+
+    def _check_named(self, binary: str, host: str) -> None:
+        if binary != "nova-compute" or self._database.get(fleet.HOST, host) is None:
+            raise NotFound("compute.service", f"There is no service {binary[:80]!r} on a host {host[:80]!r}.")
 
     async def _switch(self, name: str, disabled: bool, reason: str) -> HostRecord:
         """Close a host to new servers, or open it."""
@@ -196,6 +200,28 @@ class Hosts:
         def decide(tx: Transaction) -> HostRecord:
             host = tx.require(fleet.HOST, name)
             host.disabled, host.disabled_reason = disabled, reason if disabled else ""
+            tx.put(fleet.HOST, host)
+            return host
+
+        return await self._database.transact(decide)
+
+    async def ForceServiceDown(self, request: pb.ForceServiceDownRequest, call: Call) -> pb.ForceServiceDownResponse:
+        if not request.HasField("forced_down"):
+            raise Invalid("compute.service.forced_down", "forced_down is required.")
+        self._check_named(request.binary, request.host)
+        host = await self._force_down(request.host, request.forced_down)
+        return pb.ForceServiceDownResponse(service=pb.ForceServiceDownResponse.Forced(
+            host=host.name, binary="nova-compute", forced_down=host.forced_down))
+
+    async def _force_down(self, name: str, forced: bool) -> HostRecord:
+        """Take an operator's word that a host is off, which fences it; or take it back."""
+        def decide(tx: Transaction) -> HostRecord:
+            host = tx.require(fleet.HOST, name)
+            if host.forced_down == forced:
+                return host
+            host.forced_down = forced
+            if forced and not fleet.lost_for_good(host):
+                fleet.fence(host, clock.now())
             tx.put(fleet.HOST, host)
             return host
 

@@ -16,6 +16,8 @@ from protos.compute.v1.records_pb2 import (
     FlavorName,
     FlavorRecord,
     KeyPairRecord,
+    MaintenanceRecord,
+    Relocation,
     SeenServer,
     ServerFault,
     ServerGroupRecord,
@@ -25,7 +27,9 @@ from protos.internal.v1.hosts_pb2 import HostServer, ObservedServer
 
 SERVER = Kind("/compute/servers/", ServerRecord, indexes={
     "project": lambda server: (server.project_id,), "host": lambda server: (server.host,),
-    "group": lambda server: (server.server_group,) if server.server_group else ()})
+    "group": lambda server: (server.server_group,) if server.server_group else (),
+    "visited": lambda server: visited(server),
+    "relocating": lambda server: (server.relocation.source, "") if server.HasField("relocation") else ()})
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
               indexes={"server": lambda action: (action.server_id,)})
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)
@@ -34,7 +38,8 @@ KEYPAIR = Kind("/compute/keypairs/", KeyPairRecord, id_of=lambda pair: (pair.use
                indexes={"user": lambda pair: (pair.user_id,)})
 SERVER_GROUP = Kind("/compute/server-groups/", ServerGroupRecord, indexes={"project": lambda group: (group.project_id,)})
 DECISION = Kind("/compute/decisions/", PlacementDecision, id_of=lambda decision: (decision.server_id,))
-KINDS = (SERVER, ACTION, FLAVOR, FLAVOR_NAME, KEYPAIR, SERVER_GROUP, DECISION)
+MAINTENANCE = Kind("/compute/maintenances/", MaintenanceRecord, id_of=lambda record: (record.host,))
+KINDS = (SERVER, ACTION, FLAVOR, FLAVOR_NAME, KEYPAIR, SERVER_GROUP, DECISION, MAINTENANCE)
 
 #: The service's name in quota ledgers; key pairs are counted in a ledger of each user.
 QUOTA, USER_QUOTA = "compute", "compute.user"
@@ -75,6 +80,9 @@ def derive(server: ServerRecord, host_up: bool = True) -> State:
     wanted, seen = server.desired, server.seen
     vm_state = _vm_state(server)
     task = _task(server, vm_state)
+    if relocates(server) and vm_state != "error" and not wanted.deleted:
+        return State(_RELOCATING[server.relocation.verb], "active" if wanted.power == RUNNING else "stopped", task,
+                     POWER_STATES[seen.domain])
     status = {"error": "ERROR", "building": "BUILD", "active": "ACTIVE", "stopped": "SHUTOFF"}[vm_state]
     if task in ("rebooting", "rebooting_hard") and not wanted.deleted:
         status = "REBOOT" if wanted.reboot_soft else "HARD_REBOOT"
@@ -97,6 +105,8 @@ def _task(server: ServerRecord, vm_state: str) -> str:
         return "deleting"
     if vm_state == "error":
         return ""
+    if relocates(server):
+        return _relocation_task(server)
     if vm_state == "building":
         return _build_task(server)
     if wanted.power == STOPPED:
@@ -107,10 +117,69 @@ def _task(server: ServerRecord, vm_state: str) -> str:
     return "" if vm_state == "active" and running else "powering-on"
 
 
+def _relocation_task(server: ServerRecord) -> str:
+    there = server.host != server.relocation.source
+    if server.relocation.verb == Relocation.EVACUATE:
+        return "rebuild_spawning" if there else "rebuilding"
+    return "resize_finish" if there else "resize_migrating"
+
+
 def _build_task(server: ServerRecord) -> str:
     if not server.host:
         return "scheduling"
     return "networking" if server.seen.domain == ObservedServer.RUNNING else "spawning"
+
+
+# On the way to another host
+
+EVACUATE, MIGRATE = Relocation.EVACUATE, Relocation.MIGRATE
+_RELOCATING = {EVACUATE: "REBUILD", MIGRATE: "RESIZE"}
+
+
+def relocates(server: ServerRecord) -> bool:
+    """Whether a server is on its way to another host. One that shall leave and has no target yet goes on as it is."""
+    move = server.relocation
+    return move.verb == EVACUATE or (move.verb == MIGRATE and bool(move.target))
+
+
+def leaving(server: ServerRecord) -> bool:
+    """Whether a server is still at the host that it leaves with its disk: it is to be off there."""
+    return server.relocation.verb == MIGRATE and bool(server.relocation.target) and server.host != server.relocation.target
+
+
+def disk_waits(server: ServerRecord) -> bool:
+    """Whether a server that leaves is off, so that its disk may be copied."""
+    return (leaving(server) and not server.desired.deleted and server.seen.generation >= server.desired.generation
+            and server.seen.domain in _OFF)
+
+
+def visited(server: ServerRecord) -> list[str]:
+    """The hosts beside its own that have, or are to have, something of a server."""
+    return [*server.leftovers, *([server.relocation.target] if leaving(server) else [])]
+
+
+def arrive(server: ServerRecord) -> None:
+    """A server's disk is whole at its target: from here on it is there, and its source has to clean up."""
+    server.leftovers.append(server.host)
+    server.host = server.relocation.target
+    server.desired.generation += 1
+    server.seen.domain = ObservedServer.DOMAIN_UNSPECIFIED
+
+
+def turn_back(server: ServerRecord, move_id: str, why: str = "", *, failed: bool = False) -> None:
+    """A server that leaves stays where it is for now; what its target has of it has to go.
+
+    Args:
+      move_id: of the next attempt.
+      failed: there is to be none, until somebody asks.
+    """
+    server.leftovers.append(server.relocation.target)
+    server.relocation.target, server.relocation.id = "", move_id
+    server.relocation.refused, server.relocation.failed = why, failed
+    server.desired.generation += 1
+
+
+_OFF = (ObservedServer.SHUTOFF, ObservedServer.CRASHED, ObservedServer.MISSING)
 
 
 # What may be asked
@@ -194,8 +263,10 @@ def settle(server: ServerRecord, wired: bool, now: Timestamp) -> None:
     """
     wanted, seen = server.desired, server.seen
     current = seen.generation >= wanted.generation
+    if leaving(server):
+        return
     if wanted.power == RUNNING:
-        if seen.domain == ObservedServer.RUNNING and (wired or server.HasField("launched_at")):
+        if seen.domain == ObservedServer.RUNNING and (wired or (server.HasField("launched_at") and not relocates(server))):
             seen.settled = SeenServer.ACTIVE
             if not server.HasField("launched_at"):
                 server.launched_at.CopyFrom(now)
@@ -204,8 +275,11 @@ def settle(server: ServerRecord, wired: bool, now: Timestamp) -> None:
             wanted.power = STOPPED
             wanted.generation += 1
             seen.settled = SeenServer.STOPPED
-    elif current and seen.domain in (ObservedServer.SHUTOFF, ObservedServer.CRASHED, ObservedServer.MISSING):
+    elif current and seen.domain in _OFF:
         seen.settled = SeenServer.STOPPED
+    if relocates(server) and server.host != server.relocation.source and current and not seen.step and seen.domain in (
+            _OFF if wanted.power == STOPPED else (ObservedServer.RUNNING,)) and (wired or wanted.power == STOPPED):
+        server.ClearField("relocation")
 
 
 def host_hash(server: ServerRecord) -> str:

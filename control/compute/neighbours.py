@@ -3,7 +3,7 @@
 A verb that takes a transaction reads and writes through it, so that a server, its ports, its allocation and its quota charge
 are one commit.
 """
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from control.kernel.caller import Caller
@@ -53,11 +53,22 @@ class Ports(Protocol):
 class Placer(Protocol):
     """Placement: chooses hosts from the present state and keeps the allocations."""
 
-    def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
-        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction.
+    def place(self, transaction: Transaction, wanted: Sequence[Wanted], leaving: Collection[str] = ()) -> list[Placed | Refused]:
+        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction, in the place of
+        what it held before.
+
+        Args:
+          leaving: hosts that all servers leave: who is there binds none of its server group.
 
         The commit is refused if a host that was taken goes meanwhile, or an aggregate changes.
         """
+
+    def take_over(self, transaction: Transaction, server_id: str, move_id: str) -> None:
+        """Give a server what its move holds, in the place of what it held before."""
+
+    async def plan_drain(self, host: str) -> dict[str, str]:
+        """Where each server of a host could go, if all leave it now, in the order in which they should; what fits nowhere is left
+        out."""
 
     def dry_run(self, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
         """What `place` would answer, from the cache as it is now. Nothing is allocated."""

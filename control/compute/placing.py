@@ -93,7 +93,7 @@ class Placing:
                 pause = HOST_PAUSE if server.id == first else pause
                 continue
             else:
-                server.fault.CopyFrom(_fault(decision, now))
+                server.fault.CopyFrom(fault_of(decision, now))
                 log.info("server %s: %s", server.id, server.fault.details)
             if isinstance(decision, Placed | Refused):
                 tx.put(DECISION, decision_of(decision, hosts=hosts, revision=self._database.cache.revision, now=now,
@@ -144,7 +144,7 @@ def waits(server: ServerRecord) -> bool:
     return not server.host and not server.desired.deleted and not server.HasField("fault")
 
 
-def _fault(decision: Refused | Invalid, now: Timestamp) -> ServerFault:
+def fault_of(decision: Refused | Invalid, now: Timestamp) -> ServerFault:
     """What a server's owner is told where it gets no host; with the names of hosts what admins are."""
     if isinstance(decision, Invalid):
         return ServerFault(code=400, message=f"No valid host was found. {decision}", details=str(decision), created_at=now)

@@ -1,14 +1,17 @@
-"""What hosts shall have of servers: one HostServer for each that is placed there, its deletion included.
+"""What hosts shall have of servers: one HostServer for each that is placed there, is on its way there, or has left something.
 
-Computed from the cache alone. What changes an object is the server's generation or its host, so only these wake hosts up.
+Computed from the cache alone. What changes an object is the server's generation, its host or its way to another one, so only
+these wake hosts up.
 """
 from collections.abc import Iterable
 
-from control.compute.model import ABSENT, SERVER
+from control.compute import model
+from control.compute.model import ABSENT, SERVER, STOPPED
 from control.compute.neighbours import Ports
 from control.kernel import fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database
+from control.kernel.interfaces import DiskMove
 from protos.compute.v1.records_pb2 import ServerRecord
 from protos.internal.v1.hosts_pb2 import GuestData, HostObject, HostServer
 
@@ -25,18 +28,45 @@ class Projection:
             return ()
         before, after = change.before, change.after
         if (before is not None and after is not None and before.host == after.host  # type: ignore[attr-defined]
-                and before.desired.generation == after.desired.generation):  # type: ignore[attr-defined]
+                and before.desired.generation == after.desired.generation  # type: ignore[attr-defined]
+                and _elsewhere(before) == _elsewhere(after)):  # type: ignore[arg-type]
             return ()
-        return {server.host for server in (before, after) if server is not None and server.host}  # type: ignore[attr-defined]
+        return {host for server in (before, after) if server is not None
+                for host in (server.host, *model.visited(server)) if host}  # type: ignore[attr-defined, arg-type]
 
     def objects_for(self, host: str) -> Iterable[HostObject]:
-        return [HostObject(key=f"server/{server.id}", server=self._host_server(server))
-                for server in self._database.cache.by(SERVER, "host", host)]
+        for server in self._database.cache.by(SERVER, "host", host):
+            yield HostObject(key=f"server/{server.id}", server=self._host_server(server))
+        for server in self._database.cache.by(SERVER, "visited", host):
+            if server.host != host and (wish := self._visit(server, host)) is not None:
+                yield HostObject(key=f"server/{server.id}", server=wish)
+
+    def _visit(self, server: ServerRecord, host: str) -> HostServer | None:
+        """What a host shall have of a server that is another one's."""
+        if host in server.leftovers:
+            return HostServer(id=server.id, generation=server.desired.generation, power=ABSENT)
+        if not model.disk_waits(server):
+            return None
+        wish = self._host_server(server)
+        wish.arriving.id = server.relocation.id
+        return wish
+
+    def disk_move(self, server_id: str) -> DiskMove | None:
+        """control.hosts.neighbours.DiskMoves, by shape."""
+        server = self._database.get(SERVER, server_id)
+        if server is None or not model.disk_waits(server):
+            return None
+        return DiskMove(server.relocation.id, server.host, server.relocation.target)
+
+    def _power(self, server: ServerRecord) -> HostServer.Power:
+        if server.desired.deleted:
+            return ABSENT
+        return STOPPED if model.leaving(server) else server.desired.power
 
     def _host_server(self, server: ServerRecord) -> HostServer:
         wanted = server.desired
         return HostServer(
-            id=server.id, generation=wanted.generation, power=ABSENT if wanted.deleted else wanted.power, reboots=wanted.reboots,
+            id=server.id, generation=wanted.generation, power=self._power(server), reboots=wanted.reboots,
             reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
             disk_gib=server.flavor.disk_gib, image=server.image, port_ids=self._ports.ids(server.id),
             config_drive=server.config_drive, guest=self._guest(server), name=server.name)
@@ -50,3 +80,10 @@ class Projection:
             keys=[server.key] if server.HasField("key") else [], instance_type=server.flavor.name,
             reservation_id=server.reservation_id, security_groups="\n".join(self._ports.security_groups(server.id)),
             created=server.created_at.ToJsonString())
+
+
+def _elsewhere(server: ServerRecord) -> tuple[object, ...]:
+    """What a server's record says of hosts that are not its own."""
+    if not server.HasField("relocation") and not server.leftovers:
+        return ()
+    return *server.leftovers, server.relocation.id, server.relocation.target, model.disk_waits(server)

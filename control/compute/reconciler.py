@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control.compute import history, model
 from control.compute.model import ACTION, SERVER
 from control.compute.neighbours import Placer, Ports
-from control.compute.removal import remove
+from control.compute.removal import abandon, remove
 from control.kernel import clock, fleet, quota
 from control.kernel.cache import Change
 from control.kernel.database import Database, Transaction
@@ -46,11 +46,12 @@ class Settling:
                           reconcile=self.reconcile, mine=mine)
 
     def keys_of(self, change: Change) -> Iterable[str]:
-        """The servers that a change concerns: itself, or those of a host that is gone."""
+        """The servers that a change concerns: itself, or those of a host that is gone, for good or for now."""
         if change.kind is SERVER:
             return [(change.after or change.before).id]  # type: ignore[union-attr]
-        if change.kind is fleet.HOST and change.after is None:
-            return [server.id for server in self._database.cache.by(SERVER, "host", change.before.name)]  # type: ignore[union-attr]
+        if change.kind is fleet.HOST and (change.after is None or fleet.lost_for_good(change.after)):  # type: ignore[arg-type]
+            name = (change.after or change.before).name  # type: ignore[union-attr]
+            return [server.id for index in ("host", "visited") for server in self._database.cache.by(SERVER, index, name)]
         return ()
 
     def all_keys(self) -> list[str]:
@@ -69,7 +70,9 @@ class Settling:
 
     async def _settle(self, server: ServerRecord) -> float | None:
         """Bring a server whose guest runs to ACTIVE once its ports are wired; the agent's reports do all else."""
-        if server.HasField("launched_at") or server.seen.domain != ObservedServer.RUNNING:
+        if server.seen.domain != ObservedServer.RUNNING or (server.HasField("launched_at") and not server.HasField("relocation")):
+            return None
+        if model.leaving(server) or server.host == server.relocation.source:
             return None
         if not self._ports.wired(server.id):
             return WIRING_PAUSE
@@ -78,9 +81,9 @@ class Settling:
             current = tx.get(SERVER, server.id)
             if current is None:
                 return
-            before = current.seen.settled
+            before = current.seen.settled, current.HasField("relocation")
             model.settle(current, self._ports.wired(current.id), now := self._now())
-            if current.seen.settled != before:
+            if (current.seen.settled, current.HasField("relocation")) != before:
                 current.updated_at.CopyFrom(now)
                 tx.put(SERVER, current)
                 history.closed(tx, current, now)
@@ -89,13 +92,20 @@ class Settling:
         return None
 
     async def _remove(self, server: ServerRecord) -> float | None:
-        """Let a deleted server go that has no host, or one that is no more. Otherwise its agent says when it is gone."""
+        """Let a deleted server go that has no host, or one that is no more. Otherwise its agent says when it is gone.
+
+        What a fenced host has of it goes before that host is let in again.
+        """
         def decide(tx: Transaction) -> bool:
             current = tx.get(SERVER, server.id)
-            if current is None or (current.host and tx.get(fleet.HOST, current.host) is not None):
+            if current is None:
                 return False
-            if current.host:
-                tx.guard_unchanged(fleet.HOST, current.host)     # gone, and not back meanwhile
+            for name in filter(None, (current.host, *model.visited(current))):
+                host = tx.get(fleet.HOST, name)
+                if host is not None and not fleet.lost_for_good(host):
+                    return False
+                tx.guard_unchanged(fleet.HOST, name)     # gone, and not back meanwhile
+            abandon(tx, current, self._placer)
             remove(tx, current, self._ports, self._placer)
             return True
 

@@ -3,10 +3,21 @@
 Its history stays behind for a moment; the reconciler takes what belongs to no server.
 """
 from control.compute import model
+from control.compute.model import leaving
 from control.compute.neighbours import Placer, Ports
 from control.kernel import quota
 from control.kernel.database import Transaction
 from protos.compute.v1.records_pb2 import ServerRecord
+
+
+def abandon(tx: Transaction, server: ServerRecord, placer: Placer) -> bool:
+    """Have a server not leave for its target, and the target clean up; whether it was about to."""
+    if not leaving(server):
+        return False
+    placer.release(tx, server.relocation.id)
+    server.leftovers.append(server.relocation.target)
+    server.ClearField("relocation")
+    return True
 
 
 def remove(tx: Transaction, server: ServerRecord, ports: Ports, placer: Placer) -> None:

@@ -5,6 +5,7 @@ and its quota charge or not at all. What fits the quota between min_count and ma
 the ones before it are deleted again, and a crash in between leaves plain servers that their owner sees.
 """
 import functools
+import secrets
 import uuid
 from collections.abc import Callable
 
@@ -15,17 +16,18 @@ from control.compute import history, limits, model, query, server_groups
 from control.compute.access import find_server
 from control.compute.demand import Settings
 from control.compute.model import SERVER
-from control.compute.neighbours import Console, Images, Ports
+from control.compute.neighbours import Console, Images, Placer, Ports
 from control.compute.new_server import Draft, draft
+from control.compute.removal import abandon
 from control.compute.view import Views
-from control.kernel import clock, quota
+from control.kernel import clock, fleet, quota
 from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Conflict, Denied, Error, Exhausted, Invalid
+from control.kernel.errors import Conflict, Denied, Error, Exhausted, Invalid, NotFound
 from control.kernel.rpc import Call
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS
 from protos.compute.v1 import servers_pb2 as pb
-from protos.compute.v1.records_pb2 import ServerFault, ServerRecord
+from protos.compute.v1.records_pb2 import Relocation, ServerFault, ServerRecord
 
 #: Console lines in one answer at most.
 MAX_LINES = 100_000
@@ -34,11 +36,12 @@ MAX_LINES = 100_000
 class Servers:
     """Servicer of compute.v1.Servers."""
 
-    def __init__(self, database: Database, ports: Ports, images: Images, console: Console, settings: Settings):
+    def __init__(self, database: Database, ports: Ports, images: Images, console: Console, placer: Placer, settings: Settings):
         self._database = database
         self._ports = ports
         self._images = images
         self._console = console
+        self._placer = placer
         self._settings = settings
         self._views = Views(database, ports)
 
@@ -231,6 +234,42 @@ class Servers:
 
         await self._database.transact(decide)
         return Empty()
+
+    async def EvacuateServer(self, request: pb.EvacuateServerRequest, call: Call) -> pb.EvacuateServerResponse:
+        asked = request.evacuate
+        if asked.on_shared_storage:
+            raise Invalid("compute.evacuate.storage", "evacuate.onSharedStorage must be false: servers' disks are on their hosts.")
+        password = limits.text(asked.admin_pass, "evacuate.adminPass") or secrets.token_urlsafe(9)
+        stopped = call.microversion is not None and call.microversion >= (2, 95)
+
+        def decide(tx: Transaction) -> None:
+            server = find_server(tx, call.caller, request.server_id)
+            if server.desired.deleted or not server.host:
+                raise Conflict("compute.server.state", f"Cannot 'evacuate' instance {server.id}: "
+                                                       f"{'it is being deleted' if server.desired.deleted else 'it has no host'}.")
+            self._check_evacuation(tx, server, asked.host)
+            abandon(tx, server, self._placer)
+            server.relocation.CopyFrom(Relocation(id=str(uuid.uuid4()), verb=model.EVACUATE, source=server.host,
+                                                  requested_host=asked.host, started_at=clock.now()))
+            server.ClearField("fault")
+            if stopped:
+                server.desired.power = model.STOPPED
+            self._put(tx, server, "evacuate", call)
+
+        await self._database.transact(decide)
+        return pb.EvacuateServerResponse(admin_pass=password)
+
+    @staticmethod
+    def _check_evacuation(tx: Transaction, server: ServerRecord, target: str) -> None:
+        """Raises Invalid while a server's host may still run it, or where it cannot go to the host that is asked for."""
+        host = tx.get(fleet.HOST, server.host)
+        if host is not None and not fleet.lost_for_good(host):
+            raise Invalid("compute.evacuate.host_in_use", f"Compute service of {server.host} is still in use: unless it is fenced, its "
+                                                          "guests may run. Force it down once it is off for certain.")
+        if target == server.host:
+            raise Invalid("compute.evacuate.host", "The target host can't be the same one.")
+        if target and tx.get(fleet.HOST, target) is None:
+            raise NotFound("compute.host", f"Compute host {target[:255]} could not be found.")
 
     def _put(self, tx: Transaction, server: ServerRecord, action: str, call: Call, *, done: bool = False) -> None:
         now = clock.now()

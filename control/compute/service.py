@@ -9,6 +9,7 @@ from control.compute.flavors import Flavors
 from control.compute.history import InstanceActions
 from control.compute.hosts import Hosts
 from control.compute.keypairs import KeyPairs
+from control.compute.maintenance import Draining, Maintenance
 from control.compute.neighbours import Console, Images, Placer, Ports
 from control.compute.observer import Observer
 from control.compute.parts import ServerParts
@@ -16,6 +17,7 @@ from control.compute.placing import Placing
 from control.compute.projection import Projection
 from control.compute.quotas import Quotas, bootstrap
 from control.compute.reconciler import Settling
+from control.compute.relocation import Relocating
 from control.compute.server_groups import ServerGroups
 from control.compute.servers import Servers
 from control.compute.wanted import Demands
@@ -26,6 +28,7 @@ from protos.compute.v1 import (
     flavors_pb2,
     hosts_pb2,
     keypairs_pb2,
+    maintenance_pb2,
     placement_decisions_pb2,
     quotas_pb2,
     server_groups_pb2,
@@ -33,8 +36,7 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Observer", "Placing", "Projection", "Settings", "Settling", "bootstrap",
-           "servicers"]
+__all__ = ["KINDS", "Demands", "Draining", "Observer", "Placing", "Projection", "Relocating", "Settings", "Settling", "bootstrap", "servicers"]
 
 KINDS = model.KINDS
 
@@ -44,7 +46,7 @@ def servicers(database: Database, ports: Ports, images: Images, console: Console
     """What the dispatcher shall serve."""
     settings = settings or Settings()
     return [
-        (Servers(database, ports, images, console, settings), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
+        (Servers(database, ports, images, console, placer, settings), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
         (PlacementDecisions(database, ports, images, placer, settings),
          placement_decisions_pb2.DESCRIPTOR.services_by_name["PlacementDecisions"]),
         (ServerGroups(database), server_groups_pb2.DESCRIPTOR.services_by_name["ServerGroups"]),
@@ -55,4 +57,5 @@ def servicers(database: Database, ports: Ports, images: Images, console: Console
         (KeyPairs(database), keypairs_pb2.DESCRIPTOR.services_by_name["KeyPairs"]),
         (Quotas(database), quotas_pb2.DESCRIPTOR.services_by_name["Quotas"]),
         (Hosts(database), hosts_pb2.DESCRIPTOR.services_by_name["Hosts"]),
+        (Maintenance(database), maintenance_pb2.DESCRIPTOR.services_by_name["Maintenance"]),
     ]

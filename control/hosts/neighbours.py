@@ -4,6 +4,7 @@ from typing import Protocol
 
 from control.kernel.cache import Change
 from control.kernel.database import Transaction
+from control.kernel.interfaces import DiskMove
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer, Query, Reply
 
@@ -46,6 +47,23 @@ class OtherReplicas(Protocol):
 class ImageFiles(Protocol):
     def read_file(self, file: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of a file of image data that lies on this replica. Raises NotFound."""
+
+
+class DiskMoves(Protocol):
+    """Which disks are to be copied."""
+
+    def disk_move(self, server_id: str) -> DiskMove | None:
+        """The move whose disk is to be copied now; None for none."""
+
+
+class Membership(Protocol):
+    """This replica among the others (control.kernel.replicas.Membership, by shape)."""
+
+    @property
+    def id(self) -> str: ...
+
+    def sure(self) -> int:
+        """A number of the present term while no other replica can see this one gone; else 0. Each term has another one."""
 
 
 class ImageBytes(Protocol):

@@ -1,28 +1,27 @@
 """Serves agents: each gets its host's objects as they change, and what it observes reaches the services it concerns.
 
 An agent's objects are recomputed from the cache when a change touches its host, and the difference to what it was last
-sent goes out; nothing else is kept, so a lost stream costs one snapshot.
+sent goes out; nothing else is kept, so a lost stream costs one snapshot. A stream stands on the commit by which its host came to
+this replica: when another commit takes the host away, or this replica may have been taken for gone, it ends.
 """
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from control.hosts.neighbours import ImageBytes, Inventories, Observer, OtherReplicas, Projection
-from control.kernel import clock, fleet
+from control.hosts import leases, records
+from control.hosts.disks import Disks
+from control.hosts.leases import Leases
+from control.hosts.liveness import Fencing, Liveness
+from control.hosts.neighbours import DiskMoves, ImageBytes, Inventories, Membership, Observer, OtherReplicas, Projection
+from control.kernel import fleet
 from control.kernel.cache import Change
-from control.kernel.database import Database, Transaction
+from control.kernel.database import Database
 from control.kernel.errors import Denied, Error, Invalid, NotFound, Unavailable
 from control.kernel.rpc import Call
 from protos.internal.v1 import hosts_pb2 as pb
-from protos.internal.v1.fleet_pb2 import HostRecord
 
 log = logging.getLogger(__name__)
-
-#: Seconds without a heartbeat (sent every 5) after which a stream counts as dead, and seconds that a host may be without
-#: a stream before it is written down. Shorter: a loaded agent looks dead; longer: servers are placed on a dead host.
-SILENCE, GRACE = 20.0, 15.0
 
 #: Seconds that an agent has to answer a question.
 ANSWER_WITHIN = 10.0
@@ -34,8 +33,11 @@ MAX_REQUEST = 16 << 10
 class Session:
     """One attached agent: what it was sent last, and the questions that it has not answered."""
 
-    def __init__(self, host: str):
+    def __init__(self, host: str, epoch: int, term: int):
         self.host = host
+        self.epoch = epoch
+        self.term = term                            # of this replica, in which the host came to it
+        self.heard: int | None = 0                  # number of the heartbeat to acknowledge; 0: the hello; None: none
         self.sent: dict[str, bytes] = {}
         self.snapshot_due = True
         self.dirty = True
@@ -64,19 +66,22 @@ class Hosts:
     """The servicer of internal.v1.Hosts, and the way to ask an agent something (neighbours.Console of compute)."""
 
     def __init__(self, database: Database, projections: Sequence[Projection], observers: Sequence[Observer], images: ImageBytes,
-                 inventories: Inventories, replica: str = "", peers: OtherReplicas | None = None,
-                 certify: Callable[[str, bytes], bytes] = _no_authority):
-        """`replica`: this one's id. `peers`: the other ones; None where there are none. `certify` signs a certificate: (common
-        name, signing request)."""
+                 inventories: Inventories, membership: Membership, moves: DiskMoves, fencing: Fencing | None = None,
+                 peers: OtherReplicas | None = None, certify: Callable[[str, bytes], bytes] = _no_authority):
+        """`peers`: the other replicas; None where there are none. `certify` signs a certificate: (common name, request)."""
         self._db = database
+        self._membership = membership
+        self._fencing = fencing or Fencing()
+        self._leases = Leases()
+        self.liveness = Liveness(database, membership, self._leases, self._fencing, self._sessions_have)
         self._projections = projections
         self._observers = observers
         self._images = images
         self._inventories = inventories
-        self._replica = replica
         self._peers = peers
         self._leaving = False
         self._certify = certify
+        self._disks = Disks(database, membership.id, moves, lambda host, query: self.ask_here(host, query, None))
         self._sessions: dict[str, Session] = {}
         self._query_ids = itertools.count(1)
 
@@ -84,21 +89,19 @@ class Hosts:
 
     async def Attach(self, requests: AsyncIterator[pb.AgentMessage], call: Call) -> AsyncIterator[pb.ControlMessage]:
         hello = await self._hello(requests, call)
-        session = Session(hello.host)
-        if older := self._sessions.get(hello.host):
-            older.close("a newer stream of the same host took over")
-        self._sessions[hello.host] = session
-        await self._db.transact(lambda tx: _write_up(tx, hello, self._inventories, self._replica))
-        log.info("host %s: attached (%s)", hello.host, hello.inventory.hypervisor_type)
+        session = await self._attach(hello)
         reader = asyncio.create_task(self._read(session, requests))
         try:
             while not (session.closed or self._leaving):
                 session.wake.clear()
-                for query in session.queries:
-                    yield pb.ControlMessage(query=query)
-                session.queries.clear()
-                if session.dirty and (desired := self._difference(session)):
-                    yield pb.ControlMessage(desired=desired)
+                lease = self._lease(session) if session.heard is not None else None
+                if lease or not session.snapshot_due:
+                    desired = self._difference(session) if session.dirty else None
+                    if lease or desired:
+                        yield pb.ControlMessage(lease=lease, desired=desired)
+                    queries, session.queries = session.queries, []
+                    for query in queries:
+                        yield pb.ControlMessage(query=query)
                 await session.wake.wait()
             if self._leaving:
                 yield pb.ControlMessage(farewell=pb.Farewell())
@@ -108,6 +111,45 @@ class Hosts:
             if self._sessions.get(hello.host) is session:
                 del self._sessions[hello.host]
             log.info("host %s: detached (%s)", hello.host, session.closed)
+
+    async def _attach(self, hello: pb.Hello) -> Session:
+        """Have the host come to this replica. Whatever ran of it here before has ended."""
+        term = self._membership.sure()
+        if not term:
+            raise Unavailable("host.replica", "This replica is not listed at the moment: try another one.")
+        if older := self._sessions.pop(hello.host, None):
+            older.close("a newer stream of the same host took over")
+        self._leases.acknowledge(hello.host)       # before the commit: a look for missed hosts that goes on now sees this one
+        host = await self._db.transact(lambda tx: records.attach(
+            tx, hello, self._inventories, self._membership.id, self._fencing.automatic))
+        session = Session(hello.host, host.epoch, term)
+        if older := self._sessions.get(hello.host):
+            older.close("a newer stream of the same host took over")
+        self._sessions[hello.host] = session
+        self._check(session)
+        log.info("host %s: attached (%s)%s", hello.host, hello.inventory.hypervisor_type,
+                 "" if host.up else ", to be readmitted when it holds nothing of older epochs")
+        return session
+
+    def _lease(self, session: Session) -> pb.Lease | None:
+        """The acknowledgement that is due; None while this replica may not give it."""
+        term = self._membership.sure()
+        if term != session.term:
+            if term:
+                session.close("this replica was not listed for a moment")
+            return None
+        number, session.heard = session.heard, None
+        self._leases.acknowledge(session.host)
+        return pb.Lease(heartbeat=number, seconds=leases.LEASE if self._fencing.automatic else 0, epoch=session.epoch)
+
+    def _check(self, session: Session) -> None:
+        """End a stream whose host is not this replica's any more."""
+        host = self._db.get(fleet.HOST, session.host)
+        if host is None or host.replica != self._membership.id or host.epoch != session.epoch:
+            session.close("the host was taken from this replica")
+
+    def _sessions_have(self, host: str) -> bool:
+        return host in self._sessions
 
     async def FetchImage(self, request: pb.FetchImageRequest, call: Call) -> AsyncIterator[pb.FetchImageResponse]:
         async for data in self._images.read(request.sha512):
@@ -125,6 +167,13 @@ class Hosts:
         log.info("host %s: its certificate is renewed", call.peer)
         return pb.RenewResponse(certificate=certificate)
 
+    async def FetchDisk(self, request: pb.FetchDiskRequest, call: Call) -> AsyncIterator[pb.DiskChunk]:
+        async for chunk in self._disks.fetch(request, call):
+            yield chunk
+
+    async def SendDisk(self, requests: AsyncIterator[pb.DiskChunk], call: Call) -> pb.SendDiskResponse:
+        return await self._disks.send(requests, call)
+
     # For other services
 
     async def console_log(self, host: str, server_id: str, lines: int) -> bytes:
@@ -134,8 +183,8 @@ class Hosts:
             raise NotFound("console.log", reply.error)
         return reply.data
 
-    async def ask_here(self, host: str, query: pb.Query) -> pb.Reply:
-        """The answer of a host that is attached to this replica. Raises Unavailable."""
+    async def ask_here(self, host: str, query: pb.Query, within: float | None = ANSWER_WITHIN) -> pb.Reply:
+        """The answer of a host that is attached to this replica, `within` so many seconds. Raises Unavailable."""
         session = self._sessions.get(host)
         if session is None:
             raise _not_attached(host)
@@ -145,10 +194,10 @@ class Hosts:
         session.queries.append(query)
         session.wake.set()
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(within):
                 return await answer
         except TimeoutError as error:
-            raise Unavailable("host.slow", f"Host {host} did not answer within {ANSWER_WITHIN:.0f} s.") from error
+            raise Unavailable("host.slow", f"Host {host} did not answer within {within:.0f} s.") from error
         finally:
             session.answers.pop(query.id, None)
 
@@ -164,21 +213,23 @@ class Hosts:
         """Tell sessions what changes touch them, and write down the hosts that fall silent; until cancelled."""
         await self._db.cache.ready.wait()
         with self._db.cache.listening(self._on_change):
-            missed: dict[str, float] = {}
-            while True:
-                await asyncio.sleep(GRACE / 5)
-                now = asyncio.get_running_loop().time()
-                silent = [host.name for host in self._db.cache.all(fleet.HOST) if host.up and host.name not in self._sessions]
-                missed = {name: missed.get(name, now) for name in silent}
-                for name, since in missed.items():
-                    if now - since >= GRACE:
-                        log.warning("host %s is silent since %.0f s: down", name, now - since)
-                        with contextlib.suppress(Error):
-                            await self._db.transact(lambda tx, name=name: _write_down(tx, name))  # type: ignore[misc]
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.liveness.watch_own())
+                group.create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Have acknowledgements sent that this replica could not give when they were due."""
+        while True:
+            await asyncio.sleep(leases.LOOK_EVERY)
+            for session in self._sessions.values():
+                if session.heard is not None:
+                    session.wake.set()
 
     def _on_change(self, change: Change) -> None:
         if not self._sessions:
             return
+        if change.kind is fleet.HOST and (session := self._sessions.get((change.after or change.before).name)):  # type: ignore[union-attr]
+            self._check(session)
         for projection in self._projections:
             for host in projection.hosts_of(change):
                 if session := self._sessions.get(host):
@@ -211,13 +262,13 @@ class Hosts:
         reason = "the agent ended its stream"
         try:
             while True:
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(leases.SILENCE):
                     message = await anext(requests)
                 await self._observe(session, message)
         except StopAsyncIteration:
             pass
         except TimeoutError:
-            reason = f"silent for {SILENCE:.0f} s"
+            reason = f"silent for {leases.SILENCE:.0f} s"
         except Exception as error:      # a broken stream raises what the transport likes
             reason = f"its stream broke: {type(error).__name__}"
         finally:
@@ -229,6 +280,9 @@ class Hosts:
             answer = session.answers.pop(message.reply.id, None)
             if answer and not answer.done():
                 answer.set_result(message.reply)
+            return
+        if kind in ("heartbeat", "readmit"):
+            await self._alive(session, message)
             return
         for observer in self._observers:
             try:
@@ -244,6 +298,19 @@ class Hosts:
                 log.warning("host %s: could not take its %s: %s", session.host, kind, error)
                 raise
 
+    async def _alive(self, session: Session, message: pb.AgentMessage) -> None:
+        """A heartbeat is acknowledged; an agent that removed what was not its host's is readmitted."""
+        own = self._membership.id
+        if message.HasField("readmit"):
+            if await self._db.transact(lambda tx: records.readmit(tx, session.host, own, message.readmit.epoch)):
+                log.info("host %s: readmitted with epoch %d", session.host, message.readmit.epoch)
+            return
+        session.heard = message.heartbeat.number
+        session.wake.set()
+        host = self._db.get(fleet.HOST, session.host)
+        if message.heartbeat.leased and self._fencing.automatic and host is not None and not host.leased:
+            await self._db.transact(lambda tx: records.leased(tx, session.host, own))
+
     async def _ask(self, host: str, query: pb.Query) -> pb.Reply:
         """A host's answer, wherever its agent is attached."""
         if host in self._sessions or self._peers is None:
@@ -256,27 +323,3 @@ class Hosts:
 
 def _not_attached(host: str) -> Unavailable:
     return Unavailable("host.gone", f"Host {host} is not attached at the moment: try again later.")
-
-
-def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventories, replica: str) -> None:
-    host = transaction.get(fleet.HOST, hello.host)
-    if host and host.up and host.inventory == hello.inventory and host.replica == replica:
-        inventories.refresh(transaction, host)
-        return
-    if host is None:
-        host = HostRecord(name=hello.host, id=inventories.new_id(transaction, hello.host), created_at=clock.now())
-    host.inventory.CopyFrom(hello.inventory)
-    host.up, host.replica = True, replica
-    host.updated_at.CopyFrom(clock.now())
-    transaction.put(fleet.HOST, host)
-    inventories.refresh(transaction, host)
-
-
-def _write_down(transaction: Transaction, name: str) -> None:
-    host = transaction.get(fleet.HOST, name)
-    if host and host.up:
-        host.up, host.replica = False, ""
-        host.updated_at.CopyFrom(clock.now())
-        transaction.put(fleet.HOST, host)
-
-

@@ -75,6 +75,12 @@ class Config:
     disk_allocation_ratio: float = 1.0
     #: "pack" or "spread".
     placement_policy: str = "spread"
+    #: "manual", or "auto": servers of a host that falls silent are started elsewhere on their own, and agents stop their guests when
+    #: they hear from no replica of the control plane for 12 seconds. For clouds with three replicas: see docs/operations.md.
+    evacuation: str = "manual"
+    #: A program and its arguments that cuts the power of the host whose name is added, and ends with 0 when that is off for certain.
+    #: With evacuation = "auto", run before a silent host counts as fenced.
+    fence_command: tuple[str, ...] = ()
     #: MiB of each host that servers do not get.
     reserved_ram_mib: int = 512
     #: Bytes that one image may have.
@@ -126,6 +132,8 @@ class Config:
         """Where agents and other replicas reach this one."""
         host = socket.gethostname() if self.agent_listen in ("0.0.0.0", "::") else self.agent_listen
         return f"[{host}]:{self.agent_port}" if ":" in host else f"{host}:{self.agent_port}"
+
+    @property
     def places(self) -> tuple[ReplicaPlace, ...]:
         """All replicas of a cloud that has several, here or on other machines."""
         if self.replicas_here == 1:
@@ -209,6 +217,10 @@ class Config:
             raise Invalid("config.certificate_days", f"certificate_days {self.certificate_days} must be 0.0001 to 3650")
         if self.placement_policy not in ("pack", "spread"):
             raise Invalid("config.placement_policy", f"placement_policy {self.placement_policy!r} must be pack or spread")
+        if self.evacuation not in ("manual", "auto"):
+            raise Invalid("config.evacuation", f"evacuation {self.evacuation!r} must be manual or auto")
+        if self.fence_command and not os.path.isabs(self.fence_command[0]):
+            raise Invalid("config.fence_command", f"fence_command {self.fence_command[0]!r} must be an absolute path")
         if self.hypervisor not in ("", "simulated"):
             raise Invalid("config.hypervisor", f"hypervisor {self.hypervisor!r} must be empty or simulated")
         for name in ("lockout_failure_attempts", "password_expires_days", "unique_last_password_count", "minimum_password_age",

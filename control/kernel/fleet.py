@@ -1,12 +1,15 @@
 """The hosts there are, the providers of resources that they and others are, and what is allocated of those.
 
-A host's record is written by the hosts service (inventory, up) and by compute (disabled); its root provider goes with it in the
+A host's record is written by the hosts service (inventory, up, who holds its stream, when it is fenced) and by compute (disabled,
+forced down); its root provider goes with it in the
 same commit. An allocation is written together with the usage of every provider that it touches (control/placement/ledger.py), a
 server's in the commit that binds the server to its host or lets it go. Aggregates are
 written by compute (control/compute/aggregates.py), each commit of them together with their sequence.
 """
 from collections.abc import Collection
 from dataclasses import dataclass
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.kernel.cache import Kind
 from control.kernel.database import Database, Transaction
@@ -23,7 +26,8 @@ from protos.internal.v1.fleet_pb2 import (
 )
 from scheduler.types import Choice, Refusal, Request, ServerGroup
 
-HOST = Kind("/fleet/hosts/", HostRecord, id_of=lambda host: (host.name,), indexes={"id": lambda host: (host.id,)})
+HOST = Kind("/fleet/hosts/", HostRecord, id_of=lambda host: (host.name,), indexes={
+    "id": lambda host: (host.id,), "replica": lambda host: (host.replica,)})
 
 
 def _custom(names) -> list[str]:
@@ -58,6 +62,19 @@ def zone_of(reads: Database | Transaction, host: HostRecord) -> str:
     """The availability zone that a host belongs to: an aggregate's, else what its agent was told, else the default."""
     given = (aggregate.metadata[ZONE] for aggregate in reads.rows(AGGREGATE, "host", host.name) if ZONE in aggregate.metadata)
     return next(given, "") or host.inventory.availability_zone or DEFAULT_ZONE
+
+
+def fence(host: HostRecord, now: Timestamp) -> None:
+    """Note that nothing of a host's runs any more: what it ran may be started elsewhere."""
+    host.up, host.replica, host.leased = False, "", False
+    host.epoch += 1
+    host.fenced_at.CopyFrom(now)
+    host.updated_at.CopyFrom(now)
+
+
+def lost_for_good(host: HostRecord) -> bool:
+    """Whether a host is fenced, and no agent of it has come back yet."""
+    return host.HasField("fenced_at") and not host.replica
 
 
 def guard_aggregates(transaction: Transaction) -> None:

@@ -28,3 +28,12 @@ class Address:
     network_id: str = ""
     subnet_id: str = ""        # "" for a floating one
     port_state: str = ""       # "ACTIVE" or "DOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMove:
+    """A server's disk on its way from one host to another. The id is the move's."""
+
+    id: str
+    source: str
+    target: str

@@ -58,6 +58,15 @@ class Membership:
         self._ttl = ttl
         self._term: Term | None = None
         self._begun = asyncio.Event()
+        self._sure_until = 0.0                  # on the loop's clock: etcd cannot have let the lease end before
+
+    def sure(self) -> int:
+        """The lease of the present term where it is certain, at this moment, that it has not ended in the store; else 0.
+
+        What a replica promises while it is sure, it promises before any other one can see it gone.
+        """
+        term = self._term
+        return term.lease if term is not None and asyncio.get_running_loop().time() < self._sure_until else 0
 
     @property
     def id(self) -> str:
@@ -73,7 +82,9 @@ class Membership:
         """Be listed until cancelled; begins anew, with a new lease, when the lease was lost. Cancelled, it revokes the lease."""
         while True:
             try:
+                asked = asyncio.get_running_loop().time()
                 lease = await self._store.grant(self._ttl)
+                self._sure_until = asked + self._ttl
             except Unavailable as error:
                 log.warning("replica %s: %s", self.id, error)
                 await asyncio.sleep(PAUSE)
@@ -111,6 +122,7 @@ class Membership:
         heard = loop.time()
         while True:
             await asyncio.sleep(self._ttl / 3)
+            asked = loop.time()
             try:
                 async with asyncio.timeout_at(heard + SILENCE):
                     if not await self._store.keep_alive(lease):
@@ -123,6 +135,7 @@ class Membership:
                     return
             else:
                 heard = loop.time()
+                self._sure_until = max(self._sure_until, asked + self._ttl)
 
     async def _end(self, lease: int) -> None:
         """Revoke the lease; where that fails it ends by itself."""

@@ -2,7 +2,9 @@
 
 A placement stands on the revision that its commit is compared with: the usage of every provider that it takes something of.
 """
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from control.kernel import fleet
@@ -10,6 +12,8 @@ from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
 from control.placement import ledger
 from control.placement.live import LiveFleet
+from protos.internal.v1.fleet_pb2 import Allocation
+from scheduler import plans
 from scheduler.types import Placement, Refusal, Request
 
 #: What a server is as a consumer.
@@ -22,9 +26,10 @@ class FleetPlacer:
     def __init__(self, live: LiveFleet):
         self._live = live
 
-    def place(self, transaction: Transaction, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
+    def place(self, transaction: Transaction, wanted: Sequence[Wanted], leaving: Collection[str] = ()) -> list[Placed | Refused]:
         """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction."""
-        answers = self._answers(wanted)
+        with self._without(leaving):
+            answers = self._answers(wanted)
         fleet.guard_aggregates(transaction)
         for need, answer in zip(wanted, answers, strict=True):
             if isinstance(answer, Placement):
@@ -37,6 +42,34 @@ class FleetPlacer:
     def dry_run(self, wanted: Sequence[Wanted]) -> list[Placed | Refused]:
         """What `place` would answer. Nothing is allocated."""
         return list(map(_said, self._answers(wanted)))
+
+    def take_over(self, transaction: Transaction, server_id: str, move_id: str) -> None:
+        """Give a server what its move holds, in the place of what it held before."""
+        held = transaction.require(fleet.ALLOCATION, move_id)
+        held.consumer_uuid = server_id
+        ledger.replace(transaction, [Allocation(consumer_uuid=move_id), held], checked=False)
+
+    async def plan_drain(self, host: str) -> dict[str, str]:
+        """Where each consumer of a host could go, if all leave it now, in the order in which they should."""
+        twin = self._live.what_if()
+        if host not in twin.hosts:
+            return {}
+        plan = await asyncio.to_thread(plans.drain, twin, [host])
+        return {move.consumer: move.target for move in plan.moves}
+
+    @contextlib.contextmanager
+    def _without(self, leaving: Collection[str]) -> Iterator[None]:
+        """The live fleet with nobody on some hosts, for as long as it takes."""
+        hosts = self._live.current()
+        left = [(hosts.request(consumer), name, hosts.held(consumer))
+                for name in leaving if name in hosts.hosts for consumer in hosts.on(name)]
+        for request, _, _ in left:
+            hosts.release(request.id)
+        try:
+            yield
+        finally:
+            for request, name, held in left:
+                hosts.hold(request, name, held)
 
     def release(self, transaction: Transaction, server_id: str) -> None:
         """Give back what a server holds; nothing where it holds nothing."""

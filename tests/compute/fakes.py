@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
+from control.compute.maintenance import Draining
 from control.compute.model import DECISION, SERVER, SERVER_GROUP
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
 from control.compute.placing import Placing
 from control.compute.projection import Projection
 from control.compute.reconciler import Settling
+from control.compute.relocation import Relocating
 from control.gateway.app import Gateway
 from control.kernel import fleet, quota, replicas
 from control.kernel.cache import Kind
@@ -193,6 +195,7 @@ class World:
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
+        self.settings = compute.Settings()
         self.dispatcher = Dispatcher(Tokens())
         for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer):
             self.dispatcher.add(servicer, descriptor)
@@ -226,15 +229,22 @@ class World:
     def settling(self, **more) -> Settling:
         return Settling(self.database, self.ports, self.placer, **more)
 
+    def relocating(self, **more) -> Relocating:
+        return Relocating(self.database, self.ports, self.placer, **{"settings": self.settings, **more})
+
+    def draining(self, **more) -> Draining:
+        return Draining(self.database, self.placer, **more)
+
     async def lead(self) -> None:
-        """Both reconcilers as leaders run them, until cancelled."""
-        await asyncio.gather(self.placing().controller().run(), self.settling().controller().run())
+        """The reconcilers as leaders run them, until cancelled."""
+        await asyncio.gather(*(reconciler.controller().run() for reconciler in (
+            self.placing(), self.settling(), self.relocating(), self.draining())))
 
     async def reconcile(self) -> None:
         """Until nothing is left to do for the reconcilers now."""
         for _ in range(20):
             revision = self.database.cache.revision
-            for reconciler in (self.placing(), self.settling()):
+            for reconciler in (self.placing(), self.settling(), self.relocating(), self.draining()):
                 for key in reconciler.all_keys():
                     await reconciler.reconcile(key)
             if self.database.cache.revision == revision:

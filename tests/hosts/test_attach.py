@@ -7,9 +7,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from control.hosts import service as hosts_service
+from control.hosts import leases
 from control.hosts.service import Hosts
-from control.kernel import fleet, pki, rpc
+from control.kernel import fleet, pki, replicas, rpc
 from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
 from control.kernel.errors import NotFound, Unavailable
@@ -57,6 +57,11 @@ class NoImages:
             yield chunk
 
 
+class NoMoves:
+    def disk_move(self, server_id):
+        return None
+
+
 class Nobody:
     async def authenticate(self, token):
         raise AssertionError("agents carry certificates, not tokens")
@@ -65,9 +70,10 @@ class Nobody:
 @pytest.fixture
 async def world(tmp_path: Path):
     """(database, things, hosts, a function from host name to a stub)"""
-    database = Database(MemoryStore(), [*fleet.KINDS, THING])
+    database = Database(store := MemoryStore(), [*replicas.KINDS, *fleet.KINDS, THING])
     things = Things(database)
-    hosts = Hosts(database, [things], [things], NoImages(), HostProviders())
+    membership = replicas.Membership(store, replicas.new_record("control", "127.0.0.1:1"))
+    hosts = Hosts(database, [things], [things], NoImages(), HostProviders(), membership, NoMoves())
     dispatcher = rpc.Dispatcher(Nobody())
     dispatcher.add(hosts, pb.DESCRIPTOR.services_by_name["Hosts"])
     server = grpc.aio.server()
@@ -85,8 +91,9 @@ async def world(tmp_path: Path):
         channels.append(channel)
         return stubs.HostsStub(channel)
 
-    tasks = [asyncio.create_task(database.cache.run()), asyncio.create_task(hosts.run())]
+    tasks = [asyncio.create_task(database.cache.run()), asyncio.create_task(membership.run()), asyncio.create_task(hosts.run())]
     await database.cache.ready.wait()
+    await membership.term()
     yield database, things, hosts, stub
     for channel in channels:
         await channel.close()
@@ -143,15 +150,13 @@ async def test_the_hosts_record_says_what_it_has_and_that_it_is_up(world):
 
 
 async def test_a_host_whose_agent_is_gone_is_written_down(world, monkeypatch):
-    monkeypatch.setattr(hosts_service, "GRACE", 0.1)
-    database, _, hosts, stub = world
+    monkeypatch.setattr(leases, "GRACE", 0.1)
+    database, _, _, stub = world
     call = stub("one").Attach()
     await call.write(hello("one"))
     await call.read()
     call.cancel()
-    again = asyncio.create_task(hosts.run())     # with the short grace
     await until(lambda: not database.get(fleet.HOST, "one").up)
-    again.cancel()
 
 
 async def test_what_an_agent_observes_reaches_the_observers(world):

@@ -1,0 +1,158 @@
+"""Which hosts are missed, and that nothing runs on those that are: written down by the replica that holds the stream, or held it.
+
+A host that is missed is down. It is fenced, by the leader, where servers are started elsewhere on their own, and only where that
+is certain: its lease has run out (control/hosts/leases.py), or the operator's command has cut its power.
+"""
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from control.hosts import leases, records
+from control.hosts.leases import Leases
+from control.hosts.neighbours import Membership
+from control.kernel import fleet
+from control.kernel.cache import Change
+from control.kernel.database import Database
+from control.kernel.errors import Error, Unavailable
+from control.kernel.reconcile import Controller
+from control.kernel.replicas import REPLICA
+from control.kernel.store import Guard
+from protos.internal.v1.fleet_pb2 import HostRecord
+
+log = logging.getLogger(__name__)
+
+#: Hosts that are written down at a time: the store commits them together.
+AT_ONCE = 128
+
+#: Seconds that the command that cuts a host's power may take, and hosts for which it runs at a time.
+COMMAND_WITHIN, COMMANDS = 20.0, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fencing:
+    """`automatic`: servers are started elsewhere on their own. `command`: cuts the power of the host that is its last argument, and
+    ends with 0 when that is off for certain; () for none."""
+
+    automatic: bool = False
+    command: Sequence[str] = ()
+
+
+class Liveness:
+    """Of one replica. `attached` says whether it has a stream of a host."""
+
+    def __init__(self, database: Database, membership: Membership, acknowledged: Leases, fencing: Fencing,
+                 attached: Callable[[str], bool]):
+        self._db = database
+        self._membership = membership
+        self._leases = acknowledged
+        self._fencing = fencing
+        self._attached = attached
+        self._gone: dict[str, float] = {}              # replica -> when this one saw it gone
+
+    async def watch_own(self) -> None:
+        """Write down this replica's hosts that are missed; until cancelled."""
+        while True:
+            await asyncio.sleep(leases.LOOK_EVERY)
+            own = self._membership.id
+            await self._write_down(
+                [host for host in self._db.cache.by(fleet.HOST, "replica", own) if self._missed(host.name)],
+                lambda host: self._missed(host.name))
+
+    async def lead(self, fence: Sequence[Guard]) -> None:
+        """The leader's part: hosts of replicas that are gone, and the fencing of those that are down; until cancelled."""
+        controller = Controller("hosts.fencing", self._db.cache, keys_of=self._keys_of, all_keys=self._all_keys,
+                                reconcile=lambda name: self._fence(name, fence), workers=COMMANDS)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_orphans(fence))
+            group.create_task(controller.run())
+
+    # Down
+
+    def _missed(self, name: str) -> bool:
+        return not self._attached(name) and self._leases.over(name, leases.GRACE)
+
+    async def _watch_orphans(self, fence: Sequence[Guard]) -> None:
+        def note(change: Change) -> None:
+            if change.kind is REPLICA and change.after is not None:
+                self._gone.pop(change.after.id, None)  # type: ignore[attr-defined]
+
+        self._gone.clear()
+        with self._db.cache.listening(note):
+            while True:
+                held = {host.replica for host in self._db.cache.all(fleet.HOST) if host.up or host.replica}
+                now = time.monotonic()
+                gone = {replica for replica in held - {self._membership.id} if self._db.get(REPLICA, replica) is None}
+                self._gone = {replica: self._gone.get(replica, now) for replica in gone}
+                for replica in gone:
+                    if now - self._gone[replica] >= leases.GRACE:
+                        await self._write_down([host for host in self._db.cache.by(fleet.HOST, "replica", replica)
+                                                if host.up or host.replica], lambda _: True,
+                                               [*fence, Guard.unchanged(REPLICA.key(replica), 0)])
+                await asyncio.sleep(leases.LOOK_EVERY)
+
+    async def _write_down(self, hosts: Iterable[HostRecord], still: Callable[[HostRecord], bool],
+                          guards: Sequence[Guard] = ()) -> None:
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def one(host: HostRecord) -> None:
+            async with slots:
+                with contextlib.suppress(Error):       # of the store: the next look tries again
+                    if await self._db.transact(lambda tx: still(host) and records.down(tx, host.name, host.replica),
+                                               guards=guards):
+                        log.warning("host %s is silent since %.0f s: down", host.name, leases.GRACE)
+                        self._leases.forget(host.name)
+
+        await asyncio.gather(*map(one, hosts))
+
+    # Fencing
+
+    def _keys_of(self, change: Change) -> Iterable[str]:
+        if change.kind is fleet.HOST and change.after is not None and self._to_fence(change.after):  # type: ignore[arg-type]
+            return (change.after.name,)  # type: ignore[attr-defined]
+        return ()
+
+    def _all_keys(self) -> list[str]:
+        return [host.name for host in self._db.cache.all(fleet.HOST) if self._to_fence(host)]
+
+    def _to_fence(self, host: HostRecord) -> bool:
+        """Whether a host is down, and it can be made certain that nothing runs there."""
+        return (self._fencing.automatic and not host.up and not host.replica and not host.HasField("fenced_at")
+                and (host.leased or bool(self._fencing.command)))
+
+    async def _fence(self, name: str, fence: Sequence[Guard]) -> float | None:
+        host = self._db.get(fleet.HOST, name)
+        if host is None or not self._to_fence(host):
+            return None
+        if self._fencing.command:
+            await self._cut_power(name)
+        if await self._db.transact(lambda tx: records.fence(tx, name), guards=fence):
+            log.warning("host %s is fenced (%s): its servers may be started elsewhere", name,
+                        "its power is cut" if self._fencing.command else "its lease has run out")
+        return None
+
+    async def _cut_power(self, name: str) -> None:
+        """Run the operator's command for a host. Raises Unavailable where it does not say that the host is off."""
+        program, *arguments = self._fencing.command
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program, *arguments, name, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE)
+        except OSError as error:
+            raise Unavailable("host.fence_command", f"host {name} is not fenced: fence_command cannot run: {error}") from error
+        try:
+            async with asyncio.timeout(COMMAND_WITHIN):
+                _, said = await process.communicate()
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            if isinstance(error, TimeoutError):
+                raise Unavailable("host.fence_command", f"host {name} is not fenced: fence_command took longer than "
+                                                        f"{COMMAND_WITHIN:.0f} s") from error
+            raise
+        if process.returncode:
+            raise Unavailable("host.fence_command", f"host {name} is not fenced: fence_command ended with {process.returncode}: "
+                                                    f"{said.decode('utf-8', 'replace').strip()[-500:]}")
