@@ -30,7 +30,7 @@ pytestmark = pytest.mark.etcd
 #: Promised: 4 s after a kill -9, 0.5 s after a clean stop, and no gap beyond 2 s for who calls the others.
 KILLED, STOPPED, GAP = 4 * 4.0, 0.5 * 10, 2 * 4.0
 
-JOBS = {("scheduler", 0), ("keeper", 0), *itertools.product(("compute.servers", "network.gateways"), range(SHARDS))}
+JOBS = {*((role, 0) for role in ("scheduler", "keeper", "hosts", "compute.relocation")), *itertools.product(("compute.servers", "network.gateways"), range(SHARDS))}
 
 
 class Cloud:
