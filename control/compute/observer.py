@@ -24,26 +24,25 @@ class Observer:
         self._placer = placer
         self._now = now
 
-    async def observed_server(self, host: str, server: ObservedServer) -> None:
-        def decide(tx: Transaction) -> str:
-            record = tx.get(SERVER, server.id)
-            if record is None or record.host != host:
-                return ""
-            before, now = model.derive(record), self._now()
-            if not model.observe(record, server, self._ports.wired(server.id), now):
-                return ""
-            after = model.derive(record)
-            if after != before:
-                record.updated_at.CopyFrom(now)
-            tx.put(SERVER, record)
-            history.closed(tx, record, now)
-            return f"{before.status} -> {after.status}" if after.status != before.status else ""
+    def observed_server(self, tx: Transaction, host: str, server: ObservedServer) -> str:
+        record = tx.get(SERVER, server.id)
+        if record is None or record.host != host:
+            return ""
+        before, now = model.derive(record), self._now()
+        if not model.observe(record, server, self._ports.wired(server.id, tx), now):
+            return ""
+        after = model.derive(record)
+        if after != before:
+            record.updated_at.CopyFrom(now)
+        tx.put(SERVER, record)
+        history.closed(tx, record, now)
+        if after.status == before.status:
+            return ""
+        return f"server {server.id}: {before.status} -> {after.status}{f': {server.fault}' if server.fault else ''}"
 
-        if change := await self._database.transact(decide):
-            log.info("server %s: %s%s", server.id, change, f": {server.fault}" if server.fault else "")
-
-    async def observed_port(self, host: str, port: ObservedPort) -> None:
+    def observed_port(self, tx: Transaction, host: str, port: ObservedPort) -> str:
         """Ports are the network's; the reconciler looks at them when a server waits for one."""
+        return ""
 
     async def gone(self, host: str, gone: Gone) -> None:
         collection, _, server_id = gone.key.partition("/")

@@ -19,11 +19,15 @@ class Projection(Protocol):
 
 
 class Observer(Protocol):
-    """Where a service learns what agents see. Each call may come again with the same content: write only what changed."""
+    """Where a service learns what agents see. Each call may come again with the same content: write only what changed.
 
-    async def observed_server(self, host: str, server: ObservedServer) -> None: ...
+    The first two join the transaction that takes in what an agent said at once, ports before servers; a text that they return is
+    logged when it is committed.
+    """
 
-    async def observed_port(self, host: str, port: ObservedPort) -> None: ...
+    def observed_server(self, transaction: Transaction, host: str, server: ObservedServer) -> str: ...
+
+    def observed_port(self, transaction: Transaction, host: str, port: ObservedPort) -> str: ...
 
     async def gone(self, host: str, gone: Gone) -> None: ...
 

@@ -39,11 +39,13 @@ class Things:
             yield pb.HostObject(key=f"router/{thing.project_id}", router=pb.HostRouter(
                 id=thing.project_id, admin_up=bool(thing.used.get("up"))))
 
-    async def observed_server(self, host, server):
+    def observed_server(self, transaction, host, server):
         self.seen.append((host, server.id))
+        return ""
 
-    async def observed_port(self, host, port):
+    def observed_port(self, transaction, host, port):
         self.seen.append((host, port.id))
+        return ""
 
     async def gone(self, host, gone):
         self.seen.append((host, gone.key))

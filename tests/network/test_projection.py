@@ -117,7 +117,7 @@ async def test_every_change_names_the_hosts_that_it_touches_and_a_status_names_n
         assert watch.check() == {"host-1"}
         await cloud.boot("one", "vm-2", PortRequest(network_id=other), host="host-2", groups=("web",))
         assert watch.check() == {"host-2"}
-        await cloud.observer.observed_port("host-1", ObservedPort(id=first, up=True))
+        await cloud.observe("host-1", ObservedPort(id=first, up=True))
         await cloud.one.update("port", first, name="new name", description="d")
         await cloud.one.update("network", network, name="new name")
         assert watch.check() == set()
