@@ -2,7 +2,8 @@
 
 Computed from the cache alone. What changes an object is the server's generation or its host, so only these wake hosts up.
 """
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 from control.compute.model import ABSENT, SERVER
 from control.compute.neighbours import Ports
@@ -11,6 +12,9 @@ from control.kernel.cache import Change
 from control.kernel.database import Database
 from protos.compute.v1.records_pb2 import ServerRecord
 from protos.internal.v1.hosts_pb2 import GuestData, HostObject, HostServer
+
+#: The one record that changes with every aggregate, and with it the zones of hosts.
+_SEQUENCE = fleet.AGGREGATE_SEQUENCE.key("last")
 
 
 class Projection:
@@ -29,9 +33,28 @@ class Projection:
             return ()
         return {server.host for server in (before, after) if server is not None and server.host}  # type: ignore[attr-defined]
 
-    def objects_for(self, host: str) -> Iterable[HostObject]:
-        return [HostObject(key=f"server/{server.id}", server=self._host_server(server))
-                for server in self._database.cache.by(SERVER, "host", host)]
+    def shared_by(self, change: Change) -> Iterable[str]:
+        return ()
+
+    def hosts_sharing(self, name: str) -> Iterable[str]:
+        return ()
+
+    def parts_for(self, host: str) -> Sequence[tuple[str, int, Callable[[], HostObject]]]:
+        cache = self._database.cache
+        place = (cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0])
+        parts = []
+        for server in cache.by(SERVER, "host", host):
+            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *self._ports.ids(server.id),
+                            *self._ports.security_groups(server.id)))
+            parts.append((f"server/{server.id}", version, functools.partial(self._object, server)))
+        return parts
+
+    def objects_for(self, host: str) -> list[HostObject]:
+        """Every object that the host shall have now."""
+        return [make() for _, _, make in self.parts_for(host)]
+
+    def _object(self, server: ServerRecord) -> HostObject:
+        return HostObject(key=f"server/{server.id}", server=self._host_server(server))
 
     def _host_server(self, server: ServerRecord) -> HostServer:
         wanted = server.desired

@@ -28,6 +28,10 @@ HEARTBEAT, HEARTBEATS = 5.0, 1000
 #: written down. Shorter: a loaded agent looks dead; longer: servers are placed on a dead host.
 MISSED, GRACE = 4, 15.0
 
+#: Seconds after which hosts hear of what many share, and how many are told at once, 20 times in such a while. Shorter, and more:
+#: a large security group is sent to its hosts more often; longer, and fewer: a group's other members know a new one later.
+LATER, AT_ONCE = 1.0, 25
+
 #: Ports, and servers, that are taken in by one commit: with their history they fit into one.
 TOGETHER = 20
 
@@ -43,7 +47,7 @@ class Session:
     def __init__(self, host: str):
         self.host = host
         self.heartbeat = HEARTBEAT                  # seconds, as the agent was told
-        self.sent: dict[str, bytes] = {}            # digests of objects
+        self.sent: dict[str, tuple[int | None, bytes]] = {}    # version and digest of each object, by key
         self.snapshot_due = True
         self.dirty = True
         self.closed: str = ""                       # why
@@ -74,6 +78,7 @@ class Hosts:
         self._images = images
         self._inventories = inventories
         self._sessions: dict[str, Session] = {}
+        self._shared: set[tuple[Projection, str]] = set()     # what has changed that many hosts share
         self._query_ids = itertools.count(1)
 
     # The rpcs
@@ -125,17 +130,22 @@ class Hosts:
         """Tell sessions what changes touch them, and write down the hosts that fall silent; until cancelled."""
         await self._db.cache.ready.wait()
         with self._db.cache.listening(self._on_change):
-            missed: dict[str, float] = {}
-            while True:
-                await asyncio.sleep(GRACE / 5)
-                now = asyncio.get_running_loop().time()
-                silent = [host.name for host in self._db.cache.all(fleet.HOST) if host.up and host.name not in self._sessions]
-                missed = {name: missed.get(name, now) for name in silent}
-                for name, since in missed.items():
-                    if now - since >= GRACE:
-                        log.warning("host %s is silent since %.0f s: down", name, now - since)
-                        with contextlib.suppress(Error):
-                            await self._db.transact(lambda tx, name=name: _write_down(tx, name))  # type: ignore[misc]
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tell_later())
+                group.create_task(self._write_down_silent())
+
+    async def _write_down_silent(self) -> None:
+        missed: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(GRACE / 5)
+            now = asyncio.get_running_loop().time()
+            silent = [host.name for host in self._db.cache.all(fleet.HOST) if host.up and host.name not in self._sessions]
+            missed = {name: missed.get(name, now) for name in silent}
+            for name, since in missed.items():
+                if now - since >= GRACE:
+                    log.warning("host %s is silent since %.0f s: down", name, now - since)
+                    with contextlib.suppress(Error):
+                        await self._db.transact(lambda tx, name=name: _write_down(tx, name))  # type: ignore[misc]
 
     def _on_change(self, change: Change) -> None:
         if not self._sessions:
@@ -144,16 +154,37 @@ class Hosts:
             for host in projection.hosts_of(change):
                 if session := self._sessions.get(host):
                     session.touch()
+            self._shared.update((projection, name) for name in projection.shared_by(change))
+
+    async def _tell_later(self) -> None:
+        """Tell the hosts that share what has changed, a few at a time: what others wait for goes between."""
+        while True:
+            await asyncio.sleep(LATER)
+            shared, self._shared = self._shared, set()
+            hosts = {host for projection, name in shared for host in projection.hosts_sharing(name)}
+            for number, host in enumerate(hosts, 1):
+                if session := self._sessions.get(host):
+                    session.touch()
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(LATER / 20)
 
     def _difference(self, session: Session) -> pb.Desired | None:
         session.dirty = False
-        objects = [thing for projection in self._projections for thing in projection.objects_for(session.host)]
-        wanted = {thing.key: _digest(thing) for thing in objects}
-        desired = pb.Desired(
-            revision=self._db.cache.revision, snapshot=session.snapshot_due,
-            upserts=[thing for thing in objects if session.snapshot_due or session.sent.get(thing.key) != wanted[thing.key]],
-            removed=[key for key in session.sent if key not in wanted])
-        session.sent = wanted
+        before, after = session.sent, {}
+        desired = pb.Desired(revision=self._db.cache.revision, snapshot=session.snapshot_due)
+        for projection in self._projections:
+            for key, version, make in projection.parts_for(session.host):
+                known = before.get(key)
+                if known is not None and version is not None and known[0] == version:
+                    after[key] = known
+                    continue
+                thing = make()
+                digest = hashlib.blake2b(thing.SerializeToString(deterministic=True), digest_size=16).digest()
+                after[key] = version, digest
+                if session.snapshot_due or known is None or known[1] != digest:
+                    desired.upserts.append(thing)
+        desired.removed.extend(key for key in before if key not in after)
+        session.sent = after
         if not (desired.snapshot or desired.upserts or desired.removed):
             return None
         session.snapshot_due = False
@@ -271,7 +302,3 @@ def _write_down(transaction: Transaction, name: str) -> None:
         host.up = False
         host.updated_at.CopyFrom(clock.now())
         transaction.put(fleet.HOST, host)
-
-
-def _digest(thing: pb.HostObject) -> bytes:
-    return hashlib.blake2b(thing.SerializeToString(deterministic=True), digest_size=16).digest()
