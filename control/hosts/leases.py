@@ -27,6 +27,9 @@ import time
 #: one stops guests for a stall of the control plane, a longer one lets servers stay away as much longer.
 LEASE, STOP, DRIFT, GRACE = 12.0, 2.8, 0.01, 15.0
 
+#: Seconds between two heartbeats of an agent that is bound by its lease.
+HEARTBEAT = 4.0
+
 #: Seconds without any message after which a stream counts as broken.
 SILENCE = 10.0
 

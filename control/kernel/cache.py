@@ -39,6 +39,8 @@ class Kind(Generic[M]):
 
     def key(self, *parts: str) -> str:
         """The store key of an id. Parts may hold any text: they are percent-encoded."""
+        if len(parts) == 1 and _PLAIN(parts[0]):      # nearly always: an id
+            return self.prefix + parts[0]
         return self.prefix + "/".join([part if _PLAIN(part) else quote(part, safe="") for part in parts])
 
     def key_of(self, message: M) -> str:

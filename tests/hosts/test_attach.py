@@ -1,6 +1,7 @@
 """Agents over real mTLS: they get their host's objects, what they observe arrives, and a silent host is written down."""
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -34,16 +35,25 @@ class Things:
     def hosts_of(self, change: Change):
         return {thing.service for thing in (change.before, change.after) if change.kind is THING and thing is not None}
 
-    def objects_for(self, host: str):
+    def shared_by(self, change: Change):
+        return ["all"] if change.kind is THING and "shared" in change.after.used else []
+
+    def hosts_sharing(self, name: str):
+        return {thing.service for thing in self._db.cache.all(THING)}
+
+    def parts_for(self, host: str):
         for thing in self._db.cache.by(THING, "host", host):
-            yield pb.HostObject(key=f"router/{thing.project_id}", router=pb.HostRouter(
-                id=thing.project_id, admin_up=bool(thing.used.get("up"))))
+            key = f"router/{thing.project_id}"
+            router = pb.HostRouter(id=thing.project_id, admin_up=bool(thing.used.get("up")))
+            yield key, self._db.cache.at(THING, THING.key_of(thing))[0], functools.partial(pb.HostObject, key=key, router=router)
 
-    async def observed_server(self, host, server):
+    def observed_server(self, transaction, host, server):
         self.seen.append((host, server.id))
+        return ""
 
-    async def observed_port(self, host, port):
+    def observed_port(self, transaction, host, port):
         self.seen.append((host, port.id))
+        return ""
 
     async def gone(self, host, gone):
         self.seen.append((host, gone.key))
