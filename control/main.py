@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
+from control.audit.required import keep_required
 from control.compute import service as compute
 from control.gateway import server as http
 from control.gateway.app import Gateway
@@ -24,8 +25,7 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, quota, rpc
-from control.kernel.cache import Kind
+from control.kernel import etcd_server, fleet, pki, rpc
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.election import Election
@@ -33,6 +33,7 @@ from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.policy import PolicyFile
 from control.kernel.store import Guard
+from control.kinds import KINDS
 from control.network import service as network
 from control.placement import service as placement
 from control.placement.host_providers import HostProviders
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds that calls in progress have to end when a listener stops.
 GRACE = 5.0
-
-KINDS: tuple[Kind, ...] = (*quota.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS, *network.KINDS)
 
 
 class Replica:
@@ -126,6 +125,8 @@ async def run(config: Config) -> None:
             group.create_task(replica.database.cache.run())
             await replica.database.cache.ready.wait()
             await replica.bootstrap()
+            if config.audit_required:
+                group.create_task(keep_required(replica.database, config.audit_dir))
             group.create_task(replica.hosts.run())
             group.create_task(replica.images.run())
             group.create_task(replica.policy_file.watch())

@@ -66,7 +66,7 @@ def plan(config: Config) -> list[dict[str, Any]]:
     quiet = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
     # One heap for all threads: what is free in it goes back to the system (control/identity/passwords.py).
     lean = {"MALLOC_ARENA_MAX": "1"}
-    wanted += [{"name": name, "argv": [*role, name], "environment": quiet | lean} for name in ("control", "agent")]
+    wanted += [{"name": name, "argv": [*role, name], "environment": quiet | lean} for name in ("control", "journal", "agent")]
     return wanted
 
 
