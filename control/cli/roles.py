@@ -27,6 +27,8 @@ def control(state_dir: Path | None, config_file: Path | None) -> None:
     """Run one replica of the control plane: the APIs, the reconcilers and the scheduler."""
     from control import main
     config = settings.load(state_dir, config_file)
+    if config.path("restore", "manifest.json").exists():
+        raise click.ClickException(f"a restored state waits in {config.path('restore')}: `brume up` loads it first")
     _run(main.run(config), config)
 
 

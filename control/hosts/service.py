@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 #: a stream before it is written down. Shorter: a loaded agent looks dead; longer: servers are placed on a dead host.
 SILENCE, GRACE = 20.0, 15.0
 
+#: Servers that nobody knows, as many as are written down of a host.
+MOST_STRANGERS = 1000
+
 #: Seconds that an agent has to answer a question.
 ANSWER_WITHIN = 10.0
 
@@ -178,6 +181,10 @@ class Hosts:
             if answer and not answer.done():
                 answer.set_result(message.reply)
             return
+        if kind == "strangers":
+            found = sorted(message.strangers.server_ids)[:MOST_STRANGERS]
+            await self._db.transact(lambda tx: _write_strangers(tx, session.host, found))
+            return
         for observer in self._observers:
             try:
                 match kind:
@@ -222,6 +229,16 @@ def _write_up(transaction: Transaction, hello: pb.Hello, inventories: Inventorie
     host.updated_at.CopyFrom(clock.now())
     transaction.put(fleet.HOST, host)
     inventories.refresh(transaction, host)
+
+
+def _write_strangers(transaction: Transaction, name: str, server_ids: list[str]) -> None:
+    host = transaction.get(fleet.HOST, name)
+    if host and list(host.strangers) != server_ids:
+        if server_ids:
+            log.warning("host %s: runs servers that the state does not know, and leaves them alone: %s", name,
+                        ", ".join(server_ids))
+        host.strangers[:] = server_ids
+        transaction.put(fleet.HOST, host)
 
 
 def _write_down(transaction: Transaction, name: str) -> None:
