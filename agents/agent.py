@@ -7,6 +7,7 @@ Where the host has a lease (agents/lease.py), no guest is touched without it, an
 older epoch left behind goes before the host is readmitted.
 """
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at everything, for what no event announced.
 LOOK_EVERY = 60.0
+
+#: Seconds after which it is looked again where the hypervisor did not answer.
+LOOK_AGAIN = 2.0
 
 #: How often a start may fail in a row before the server's owner is told that it will not be. With the back-off, half a minute.
 TRIES = 8
@@ -63,6 +67,7 @@ class Agent:
         self._given_up: dict[str, tuple[int, str]] = {}     # server -> generation that cannot be met, and why
         self._starts: dict[str, tuple[float, int]] = {}     # server -> when it was started last, and early ends in a row
         self._refused: set[tuple[str, int]] = set()         # old generations that were logged
+        self._attached = asyncio.Event()                    # a snapshot came, and not everything was looked at since
 
     # What arrives
 
@@ -97,6 +102,7 @@ class Agent:
                 self._wiping.cancel()
             if self._lease.granted_epoch > self._lease.epoch:
                 self._wiping = asyncio.create_task(self._wipe(self._lease.granted_epoch))
+            self._attached.set()
 
     async def answer(self, query: pb.Query) -> pb.Reply:
         """Answer a question that only the host can."""
@@ -270,17 +276,19 @@ class Agent:
                 self._servers.add(thing.key)       # one that is to go is looked at until it has gone, events or not
 
     async def _look_around(self) -> None:
-        """Look at everything now and then: servers that are not as wished, domains that nobody wishes, the network."""
+        """Look at everything after a snapshot and now and then: servers that are not as wished, domains that nobody wishes, the
+        network."""
         unwished: set[str] = set()
+        await self._attached.wait()
         while True:
-            await asyncio.sleep(LOOK_EVERY)
-            if not self._objects:
-                continue
+            self._attached.clear()
             self._wiring.touch()
             try:
                 found = await self._hypervisor.observe()
             except Fault as fault:
                 log.warning("%s", fault)
+                await asyncio.sleep(LOOK_AGAIN)
+                self._attached.set()
                 continue
             for key, thing in self._objects.items():
                 if _is_server(key):
@@ -290,6 +298,10 @@ class Agent:
             for server_id in found.keys() - unwished:
                 log.warning("server %s runs here and the control plane does not know it: left alone", server_id)
             unwished = set(found)
+            self._report("strangers", pb.AgentMessage(strangers=pb.Strangers(server_ids=sorted(unwished))))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._attached.wait()
 
     # Fencing
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
+from control.audit.required import keep_required
 from control.compute import service as compute
 from control.gateway import server as http
 from control.gateway.app import Gateway
@@ -27,8 +28,7 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, quota, replicas, rpc, tls
-from control.kernel.cache import Kind
+from control.kernel import etcd_server, fleet, pki, replicas, rpc, tls
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.etcd_maintenance import Maintenance
@@ -37,6 +37,7 @@ from control.kernel.peers import Peers
 from control.kernel.policy import PolicyFile
 from control.kernel.renewal import Renewal
 from control.kernel.roles import SHARDS, Role, Roles, Shard
+from control.kinds import KINDS
 from control.network import service as network
 from control.placement import service as placement
 from control.placement.host_providers import HostProviders
@@ -49,9 +50,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds that calls in progress have to end when a listener stops.
 GRACE = 5.0
-
-KINDS: tuple[Kind, ...] = (*quota.KINDS, *replicas.KINDS, *fleet.KINDS, *identity.KINDS, *image.KINDS, *compute.KINDS,
-                           *network.KINDS)
 
 
 class Replica:
@@ -165,6 +163,8 @@ async def run(config: Config) -> None:
             await replica.database.cache.ready.wait()
             await replica.bootstrap()
             async with asyncio.TaskGroup() as group:
+                if config.audit_required:
+                    group.create_task(keep_required(replica.database, config.audit_dir))
                 group.create_task(replica.hosts.run())
                 group.create_task(replica.images.run())
                 group.create_task(replica.policy_file.watch())

@@ -6,6 +6,7 @@ nothing that is right. `down` leaves only the state directory, `down --purge` no
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from control.cli import credentials, preflight, processes, seed
+from control.cli import backup, credentials, preflight, processes, seed
 from control.cli.steps import Steps, console
 from control.identity import directory_settings
 from control.identity.federation import settings as federation
 from control.kernel import config as settings
+
+#: Seconds after which an agent has said what runs on its host that it was not told of.
+STRANGERS_AFTER = 3.0
 
 
 @click.command()
@@ -64,6 +68,7 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
                 credentials.ensure(config)
             processes.prepare(config)
             settings.save(config)
+        restored = backup.load_restored(config, steps)
         with steps("start processes"):
             processes.start_supervisor(config)
     if config.runs_control:
@@ -82,12 +87,16 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
     elif not running:
         with steps("wait until the host is attached"):
             processes.wait_for_attached(config, since)
+    unknown = _strangers(config, steps) if restored else {}
     if as_json:
         click.echo(json.dumps({"auth_url": config.auth_url, "clouds_yaml": str(config.path("clouds.yaml")),
                                "openrc": str(config.path("openrc")), "seconds": steps.seconds,
-                               "notice": processes.notice(config)}))
+                               "notice": processes.notice(config), **({"unknown_servers": unknown} if restored else {})}))
     else:
         _print_summary(config, steps)
+        for host, servers in unknown.items():
+            console.print(f"[yellow]{host} runs servers that the backup does not know, and leaves them alone: "
+                          f"{', '.join(servers)}[/]")
 
 
 @click.command()
@@ -153,6 +162,13 @@ def env(state_dir: Path | None, demo: bool) -> None:
     if not clouds.exists():
         raise click.ClickException(f"there is no cloud in {config.state_dir}: run `brume up` first")
     click.echo(f"export OS_CLIENT_CONFIG_FILE='{clouds}'\nexport OS_CLOUD={'brume-demo' if demo else 'brume'}")
+
+
+def _strangers(config: settings.Config, steps: Steps) -> dict[str, list[str]]:
+    """What runs here that a restored state does not know, once this host has had a moment to say so."""
+    with steps("look for servers that the backup does not know"):
+        time.sleep(STRANGERS_AFTER)
+        return backup.strangers(config)
 
 
 def _print_summary(config: settings.Config, steps: Steps) -> None:

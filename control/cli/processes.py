@@ -113,11 +113,11 @@ def plan(config: Config) -> list[dict[str, Any]]:
             wanted += [_etcd(one) | namespace | {"name": f"etcd-{number}"}]
         for number, one in enumerate(each, 1):
             namespace = {"namespace": str(replica_network.namespace_file(config, number))}
-            wanted += [_role(one, "control") | namespace | {"name": f"control-{number}"}]
+            wanted += [_role(one, part) | namespace | {"name": f"{part}-{number}"} for part in ("control", "journal")]
         wanted.append({"name": "haproxy", "argv": ["haproxy", "-db", "-f", str(config.path("run", "haproxy.cfg"))]})
     elif config.runs_control:
         wanted += [_etcd(config)] if not config.etcd else []
-        wanted.append(_role(config, "control"))
+        wanted += [_role(config, part) for part in ("control", "journal")]
     if config.runs_agent:
         from agents.hypervisor import libvirtd
         own = config.path("libvirt")

@@ -1,6 +1,7 @@
-"""`brume control` and `brume agent`: the two roles in the foreground, as `brume up` starts them and operators may."""
+"""`brume control`, `agent` and `journal`: the roles in the foreground, as `brume up` starts them and operators may."""
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -26,6 +27,8 @@ def control(state_dir: Path | None, config_file: Path | None) -> None:
     """Run one replica of the control plane: the APIs, the reconcilers and the scheduler."""
     from control import main
     config = settings.load(state_dir, config_file)
+    if config.path("restore", "manifest.json").exists():
+        raise click.ClickException(f"a restored state waits in {config.path('restore')}: `brume up` loads it first")
     _run(main.run(config), config)
 
 
@@ -37,6 +40,28 @@ def agent(state_dir: Path | None, config_file: Path | None) -> None:
     from agents import main
     config = settings.load(state_dir, config_file)
     _run(main.run(agent_config(config)), config)
+
+
+@click.command()
+@config_option
+@click.pass_obj
+def journal(state_dir: Path | None, config_file: Path | None) -> None:
+    """Write the audit journal of this machine."""
+    config = settings.load(state_dir, config_file)
+    _run(_write_journal(config), config)
+
+
+async def _write_journal(config: Config) -> None:
+    from control.audit.journal import NICE, Journal
+    from control.kernel import etcd_server
+    from control.kernel.etcd_store import EtcdStore
+    from control.kinds import KINDS
+    os.nice(NICE)
+    store = EtcdStore(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
+    try:
+        await Journal(store, config.audit_dir, KINDS, config.audit_keep_days).run()
+    finally:
+        await store.close()
 
 
 def agent_config(config: Config) -> "AgentConfig":

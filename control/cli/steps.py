@@ -1,8 +1,11 @@
 """What a command shows while it works: named steps, timed, on stderr."""
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
 
@@ -37,3 +40,24 @@ class _Step:
         if self._status:
             self._status.stop()
         self._steps.done(self._name, time.monotonic() - self._started, kind is not None)
+
+
+@contextmanager
+def progress_bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr, where that is a terminal; gives what to call with each number of bytes done."""
+    if quiet or not console.is_terminal:
+        yield lambda size: None
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
+                  transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        waiting = 0
+
+        def advance(size: int) -> None:
+            nonlocal waiting
+            waiting += size
+            if waiting >= 1 << 18:
+                progress.advance(task, waiting)
+                waiting = 0
+
+        yield advance

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from control.hosts.neighbours import DiskMoves
-from control.kernel import fleet
+from control.kernel import fleet, pki
 from control.kernel.database import Database
 from control.kernel.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from control.kernel.replicas import REPLICA
@@ -44,7 +44,7 @@ class Disks:
         move = self._moves.disk_move(request.server_id)
         if move is None or move.id != request.move_id:
             raise Conflict("host.disk", f"Server {request.server_id[:80]} does not move, or not any more.")
-        if call.peer != move.target:
+        if not pki.speaks_for(call.peer, move.target):
             raise Denied("host.disk", f"Server {request.server_id} does not move to {call.peer!r}.")
         source = self._db.get(fleet.HOST, move.source)
         if source is None or not source.replica:

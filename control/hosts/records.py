@@ -2,12 +2,16 @@
 
 Every one of them rewrites the host's record, so of two that are decided on the same state one is decided again.
 """
+import logging
+
 from control.hosts.neighbours import Inventories
 from control.kernel import clock, fleet
 from control.kernel.database import Transaction
 from control.kernel.errors import Conflict
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Hello
+
+log = logging.getLogger(__name__)
 
 
 def attach(transaction: Transaction, hello: Hello, inventories: Inventories, replica: str, automatic: bool) -> HostRecord:
@@ -73,6 +77,17 @@ def fence(transaction: Transaction, name: str) -> bool:
     fleet.fence(host, clock.now())
     transaction.put(fleet.HOST, host)
     return True
+
+
+def strangers(transaction: Transaction, name: str, server_ids: list[str]) -> None:
+    """An agent says which servers of this cloud run there that the state does not know; it leaves them alone."""
+    host = transaction.get(fleet.HOST, name)
+    if host is None or list(host.strangers) == server_ids:
+        return
+    if server_ids:
+        log.warning("host %s: runs servers that the state does not know: %s", name, ", ".join(server_ids))
+    host.strangers[:] = server_ids
+    transaction.put(fleet.HOST, host)
 
 
 def _let_in(host: HostRecord) -> None:

@@ -23,10 +23,6 @@ from control.kernel.rpc import Call
 from protos.internal.v1 import hosts_pb2 as pb
 
 log = logging.getLogger(__name__)
-#: Seconds between an agent's heartbeats, and how many a second this replica takes in all: with more hosts each is heard of less
-#: often. More cost CPU at rest (60 us each), fewer show later that an agent hangs.
-HEARTBEAT, HEARTBEATS = 5.0, 1000
-
 
 #: Heartbeats that this replica takes in a second, where no host is bound by a lease: with more hosts each is heard of less often.
 #: More cost CPU at rest (60 us each), fewer show later that an agent hangs.
@@ -41,6 +37,9 @@ LATER, AT_ONCE = 1.0, 25
 
 #: Ports, and servers, that are taken in by one commit: with their history they fit into one.
 TOGETHER = 20
+
+#: Servers that nobody knows, as many as are written down of a host.
+MOST_STRANGERS = 1000
 
 #: Seconds that an agent has to answer a question.
 ANSWER_WITHIN = 10.0
@@ -335,6 +334,10 @@ class Hosts:
             return
         if kind in ("heartbeat", "readmit"):
             await self._alive(session, message)
+            return
+        if kind == "strangers":
+            found = sorted(message.strangers.server_ids)[:MOST_STRANGERS]
+            await self._db.transact(lambda tx: records.strangers(tx, session.host, found))
             return
         try:
             match kind:

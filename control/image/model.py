@@ -21,6 +21,7 @@ MEMBER: Kind[Member] = Kind("/image/members/", Member, id_of=lambda member: (mem
     "project": lambda member: [member.member_id],
 })
 GARBAGE: Kind[Garbage] = Kind("/image/garbage/", Garbage)
+KINDS = (IMAGE, MEMBER, GARBAGE)
 
 QUOTA = "image"
 #: Limits of a project without its own: images, and bytes of data.

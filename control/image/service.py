@@ -12,7 +12,7 @@ from control.image.discovery import Discovery
 from control.image.files import Directory
 from control.image.images import Images
 from control.image.members import Members
-from control.image.model import GARBAGE, IMAGE, MEMBER
+from control.image.model import IMAGE, KINDS
 from control.image.reconciler import Reconciler
 from control.kernel.caller import Caller
 from control.kernel.database import Database
@@ -20,7 +20,7 @@ from control.kernel.errors import NotFound
 from protos.image.v1 import data_pb2, discovery_pb2, images_pb2, members_pb2
 from protos.image.v1.images_pb2 import Image
 
-KINDS = (IMAGE, MEMBER, GARBAGE)
+__all__ = ["KINDS", "ImageService"]
 
 
 class ImageService:

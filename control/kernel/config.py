@@ -88,6 +88,10 @@ class Config:
     log_level: str = "INFO"
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
+    #: Days that the audit journal's files are kept; 0: for ever.
+    audit_keep_days: int = 0
+    #: Change nothing while the audit journal is not being written (its disk is full, its process is gone).
+    audit_required: bool = False
     #: Section of the identity service: [identity.domains.<name>] for each domain whose users are an LDAP directory's.
     identity: dict[str, Any] = field(default_factory=dict)
     #: Security compliance, under Keystone's names and, in a file, in its section [security_compliance]. 0 and "" ask nothing.
@@ -174,6 +178,11 @@ class Config:
         return self.path("pki")
 
     @property
+    def audit_dir(self) -> Path:
+        """The audit journal of this machine."""
+        return self.path("audit")
+
+    @property
     def policy_path(self) -> Path:
         return Path(self.policy_file) if self.policy_file else self.path("policy.yaml")
 
@@ -227,6 +236,8 @@ class Config:
                      "disable_user_account_days_inactive"):
             if not 0 <= getattr(self, name) <= 100_000:
                 raise Invalid(f"config.{name}", f"{name} {getattr(self, name)} must be 0 to 100000")
+        if not 0 <= self.audit_keep_days <= 100_000:
+            raise Invalid("config.audit_keep_days", f"audit_keep_days {self.audit_keep_days} must be 0 to 100000")
         if self.lockout_duration < 1:
             raise Invalid("config.lockout_duration", f"lockout_duration {self.lockout_duration} must be at least 1 second")
         try:

@@ -107,6 +107,8 @@ class Database:
     def __init__(self, store: Store, kinds: Iterable[Kind]):
         self.store = store
         self.cache = Cache(store, kinds)
+        #: Why nothing may be written now; "": it may.
+        self.refusing = ""
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
     def get(self, kind: Kind[M], *parts: str) -> M | None:
@@ -140,6 +142,8 @@ class Database:
                     writes, own_guards = transaction.writes()
                     if not writes:
                         return answer
+                    if self.refusing:
+                        raise Unavailable("store.refusing", self.refusing)
                     if not contended and (contended := next((write.key for write in writes if write.key in self._locks), "")):
                         continue
                     try:

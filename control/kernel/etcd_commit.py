@@ -1,21 +1,25 @@
 """Group commit: concurrent commits that touch different keys travel in one etcd transaction, each answered for itself.
 
 A transaction that was sent is sent again until etcd answers it. That is exact, not hopeful: with its writes each
-transaction leaves a mark, its own random number, and when its comparisons fail etcd returns in the same step every
-compared revision and the mark. So "failed because it was applied already", "failed because someone else was first" and
-"applied now" are told apart, whatever was lost on the way and whoever wrote the same keys since.
+transaction leaves a mark, which has its own random number, and when its comparisons fail etcd returns in the same step
+every compared revision and the mark. So "failed because it was applied already", "failed because someone else was first" and
+"applied now" are told apart, whatever was lost on the way and whoever wrote the same keys since. The mark also says who
+decided what: etcd's history of marks is where the audit journal (control/audit) learns the authors of every change.
 """
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
 import grpc
 
+from control.kernel.acting import acting
 from control.kernel.errors import Stale, Unavailable
 from control.kernel.etcd_client import AioRpcError, Client, prefix_range, rpc_pb2
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS, Guard, Record, check_size, size_of
+from protos.internal.v1.audit_pb2 import Mark
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +39,11 @@ BURST, QUIET = 512, 0.35
 class _Commit:
     """One caller's commit, waiting or in flight."""
 
-    __slots__ = ("answer", "guards", "leased", "prefixes", "read", "size", "writes", "written")
+    __slots__ = ("answer", "author", "guards", "leased", "prefixes", "read", "size", "writes", "written")
 
     def __init__(self, writes: Sequence[Record], guards: Sequence[Guard]):
         self.writes = writes
+        self.author = acting()
         self.guards = (*(Guard.unchanged(write.key, write.revision) for write in writes), *guards)
         self.written = frozenset(write.key for write in writes)
         self.read = frozenset(guard.key for guard in guards if guard.what != "empty")
@@ -159,16 +164,22 @@ class Committer:
 
     async def _send(self, group: list[_Commit], slot: str) -> list[_Commit]:
         """Send a group and answer its commits; what remains is to be sent again without those that failed."""
-        nonce = secrets.token_bytes(12)
+        mark = Mark(nonce=secrets.token_bytes(12), sent_at_ms=time.time_ns() // 1_000_000)
         compared = list(dict.fromkeys(guard for commit in group for guard in commit.guards))
+        operations: list[rpc_pb2.RequestOp] = []
+        for commit in group:
+            made = [_operation(write) for write in commit.writes
+                    if write.value is not None or write.revision]        # not to delete what is not there
+            operations += made
+            actor, request_id, project_id, rpc = commit.author
+            mark.decisions.add(writes=len(made), request_id=request_id, actor=actor, project_id=project_id, rpc=rpc)
+        left = mark.SerializeToString()
         request = rpc_pb2.TxnRequest(
-            compare=[_compare(guard) for guard in compared],
-            success=[_operation(write) for commit in group for write in commit.writes
-                     if write.value is not None or write.revision],      # not to delete what is not there
+            compare=[_compare(guard) for guard in compared], success=operations,
             failure=[rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(keys_only=True, limit=1, **_keys(guard)))
                      for guard in compared])
         if request.success:
-            request.success.append(rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=slot.encode(), value=nonce)))
+            request.success.append(rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=slot.encode(), value=left)))
         request.failure.append(rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=slot.encode())))
         try:
             response = await self._client.call(lambda member: member.kv.Txn, request)
@@ -180,10 +191,10 @@ class Committer:
         revision = response.header.revision
         if not response.succeeded:
             *found, marked = response.responses
-            mark = next(iter(marked.response_range.kvs), None)
-            if mark is None or mark.value != nonce:
+            found_mark = next(iter(marked.response_range.kvs), None)
+            if found_mark is None or found_mark.value != left:
                 return _sort_out(group, dict(zip(compared, found, strict=True)), revision)
-            revision = mark.mod_revision        # applied by an earlier try whose answer was lost
+            revision = found_mark.mod_revision        # applied by an earlier try whose answer was lost
         for commit in group:
             commit.succeed(revision)
         self._overtaken({write.key: write.value is not None for commit in group for write in commit.writes}, revision)

@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 
+from control.kernel.acting import Author, author
 from control.kernel.cache import Cache, Change
 from control.kernel.errors import Error
 
@@ -117,6 +118,7 @@ class Controller:
 
     async def run(self) -> None:
         """Reconcile until cancelled; steps in progress then have FINISH_WITHIN to end."""
+        author.set(Author(f"reconciler:{self.name}"))       # of this task and of the workers that it starts
         await self._cache.ready.wait()
         queue = WorkQueue()
 

@@ -22,6 +22,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
+from control.kernel.acting import NOBODY, Author, author
 from control.kernel.caller import Caller
 from control.kernel.errors import Denied, Error, Invalid, Unauthenticated, Unavailable
 from control.kernel.naming import api_options
@@ -136,10 +137,11 @@ class Dispatcher:
         Raises kernel.errors only: what else a handler raises is logged with its trace and becomes an Error without text.
         """
         started = time.perf_counter()
-        token = request_id.set(call.request_id)
+        token, acting = request_id.set(call.request_id), author.set(NOBODY)
         outcome = "ok"
         try:
             await self._enter(method, request, call)
+            author.set(_author(method, call))
             if method.client_streaming:
                 return await method.handler(request, call)
             return await _within(method.handler(request, call), call.timeout)
@@ -151,6 +153,7 @@ class Dispatcher:
             raise known from error
         finally:
             _log_call(method, call, outcome, started)
+            author.reset(acting)
             request_id.reset(token)
 
     async def stream(self, method: Method, request: Any, call: Call) -> AsyncGenerator[Message, None]:
@@ -160,6 +163,7 @@ class Dispatcher:
         outcome = "ok"
         try:
             await self._enter(method, request, call)
+            author.set(_author(method, call))
             async with contextlib.aclosing(method.handler(request, call)) as messages:
                 async for message in messages:
                     yield message
@@ -256,6 +260,12 @@ def _as_rest(method: Method, request: Any) -> tuple[str, str, tuple[str, ...]]:
 
 
 _PARAMETER = re.compile(r"\{([a-z_0-9]+)(?:=[^}]*)?\}")
+
+
+def _author(method: Method, call: Call) -> Author:
+    caller = call.caller_or_none
+    actor = f"user:{caller.user_id}" if caller else f"agent:{call.peer}" if method.policy == "peer" else "anonymous"
+    return Author(actor, call.request_id, caller.project_id if caller else "", method.name)
 
 
 def _known(method: Method, error: BaseException) -> BaseException:

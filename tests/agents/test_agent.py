@@ -249,6 +249,38 @@ async def test_a_domain_that_nobody_wishes_is_left_alone(host):
     assert host.hypervisor.domains[thing.server.id].seen is Seen.RUNNING
 
 
+async def test_domains_that_nobody_wishes_are_named_after_each_snapshot(host):
+    async def named(*server_ids):
+        async with asyncio.timeout(10):
+            while "strangers" not in host.said or list(host.said["strangers"].strangers.server_ids) != sorted(server_ids):
+                await asyncio.sleep(0.005)
+
+    known, unknown = wish(), wish()
+    host.snapshot(known, unknown)
+    await host.until_at_rest(known, pb.ObservedServer.RUNNING)
+    await host.until_at_rest(unknown, pb.ObservedServer.RUNNING)
+    await named()
+    host.snapshot(known)                    # the control plane was restored from before it was made
+    await named(unknown.server.id)
+    assert host.hypervisor.domains[unknown.server.id].seen is Seen.RUNNING
+    host.snapshot()
+    await named(known.server.id, unknown.server.id)
+    host.snapshot(known, unknown)
+    await named()
+
+
+async def test_a_wish_of_a_restored_state_is_taken_and_touches_no_guest(host):
+    thing = wish(generation=7, reboots=3)
+    host.snapshot(thing)
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+    restored = wish(server_id=thing.server.id, generation=1_800_000_000_000, reboots=1)     # of before two of the reboots
+    host.snapshot(restored)
+    await host.until_at_rest(restored, pb.ObservedServer.RUNNING)
+    domain = host.hypervisor.domains[thing.server.id]
+    assert domain.generation == 1_800_000_000_000 and domain.reboots == 1, "so that the next reboot is one more again"
+    assert not any(message.server.step == "rebooting" for message in host.history)
+
+
 async def test_networking_is_not_touched_before_the_first_snapshot(monkeypatch):
     networking, applied = SimulatedNetworking(), []
     apply = networking.apply

@@ -181,6 +181,18 @@ async def test_what_an_agent_observes_reaches_the_observers(world):
     call.cancel()
 
 
+async def test_servers_that_the_state_does_not_know_are_written_down_with_their_host(world):
+    database, _, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    await call.write(pb.AgentMessage(strangers=pb.Strangers(server_ids=["b", "a"])))
+    await until(lambda: list(database.get(fleet.HOST, "one").strangers) == ["a", "b"])
+    await call.write(pb.AgentMessage(strangers=pb.Strangers()))
+    await until(lambda: not database.get(fleet.HOST, "one").strangers)
+    call.cancel()
+
+
 async def test_an_agent_cannot_speak_for_another_host(world):
     _, _, _, stub = world
     call = stub("one").Attach()
@@ -249,7 +261,8 @@ class OtherReplica:
 async def test_a_host_that_is_attached_elsewhere_is_asked_by_way_of_that_replica(world):
     database, _, hosts, stub = world
     other = OtherReplica()
-    here = Hosts(database, [], [], NoImages(), HostProviders(), replica="here", peers=other)
+    here = Hosts(database, [], [], NoImages(), HostProviders(), replicas.Membership(
+        database.store, replicas.new_record("here", "127.0.0.1:2")), NoMoves(), peers=other)
     call = stub("one").Attach()
     await call.write(hello("one"))
     await call.read()
