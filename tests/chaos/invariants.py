@@ -12,7 +12,7 @@ from control.kernel import fleet
 from control.kernel.database import Database
 from control.kernel.quota import LEDGER
 from control.network.model import ALLOCATION as ADDRESS
-from control.network.model import PORT
+from control.network.model import DHCP, PORT, SUBNET
 from control.network.model import SERVER as SERVER_PORT
 from protos.internal.v1.hosts_pb2 import HostServer
 from tests.chaos.history import History, Outcome
@@ -106,8 +106,15 @@ def _ports(database: Database) -> Iterator[str]:
 
 
 def _addresses(database: Database) -> Iterator[str]:
-    """An address is one port's, a MAC is one port's in its network, and each is written down with the port that has it."""
+    """An address is one port's, a MAC is one port's in its network, and each is written down with the port that has it.
+
+    That of DHCP stands in its subnet.
+    """
     owners = {(each.subnet_id, each.ip): each.port_id for each in database.rows(ADDRESS)}
+    for port in database.rows(PORT):
+        if port.device_owner == DHCP:
+            owners |= {(subnet.id, subnet.dhcp_ip): port.id for subnet in database.rows(SUBNET, "network", port.network_id)
+                       if subnet.dhcp_ip}
     held: dict[tuple[str, str], str] = {}
     macs: dict[tuple[str, str], str] = {}
     for port in database.rows(PORT):

@@ -23,7 +23,7 @@ from control.kernel.config import Config
 from tests.chaos.clients import Given
 
 BRUME = [sys.executable, "-m", "control.cli.main"]
-NAME, PORT, PUBLIC, REPLICA_CIDR = "brumechaos", 5300, "172.24.60.0/24", "172.24.61.0/24"
+NAME, PORT, PUBLIC, REPLICA_CIDR = "brumechaos", 5700, "172.24.60.0/24", "172.24.61.0/24"
 
 #: MiB of each replica's disk: etcd preallocates 64 for its log, twice.
 DISK_MIB = 512
