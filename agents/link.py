@@ -6,6 +6,7 @@ out: first its guests stop.
 """
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -146,6 +147,55 @@ class Link:
                 raise Fault("The image is not in the image service any more.", final=True) from error
             raise Fault(f"Fetching the image was cut off: {error.details()}") from error
 
+    async def fetch_disk(self, server_id: str, move_id: str) -> AsyncIterator[bytes]:
+        """The disk of a server that comes here, from the host that it leaves. Raises Fault unless it comes whole."""
+        asked = pb.FetchDiskRequest(server_id=server_id, move_id=move_id)
+        digest, size = hashlib.sha256(), 0
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                call = self._connected().FetchDisk(asked)
+                stack.callback(call.cancel)
+                first = await call.read()
+                if first is not grpc.aio.EOF and first.elsewhere:
+                    channel = await stack.enter_async_context(self._channel(first.elsewhere))
+                    call = HostsStub(channel).FetchDisk(asked)
+                    stack.callback(call.cancel)
+                    first = await call.read()
+                if first is grpc.aio.EOF or not first.HasField("head"):
+                    raise Fault("The other host's disk does not begin as one should.")
+                async for chunk in call:
+                    if chunk.HasField("tail"):
+                        if (chunk.tail.size, chunk.tail.sha256) != (size, digest.hexdigest()):
+                            raise Fault("The disk was damaged on its way from the other host.")
+                        return
+                    digest.update(chunk.data)
+                    size += len(chunk.data)
+                    yield chunk.data
+                raise Fault("The disk was cut off on its way from the other host.")
+        except grpc.aio.AioRpcError as error:
+            raise Fault(f"The disk does not come from the other host: {error.details()}") from error
+
+    async def send_disk(self, move_id: str, chunks: AsyncIterator[bytes]) -> None:
+        """Send a disk to who waits for it. Raises Fault."""
+        async def said() -> AsyncIterator[pb.DiskChunk]:
+            digest, size = hashlib.sha256(), 0
+            yield pb.DiskChunk(head=pb.DiskHead(move_id=move_id))
+            async for data in chunks:
+                digest.update(data)
+                size += len(data)
+                yield pb.DiskChunk(data=data)
+            yield pb.DiskChunk(tail=pb.DiskTail(size=size, sha256=digest.hexdigest()))
+
+        try:
+            await self._connected().SendDisk(said())
+        except grpc.aio.AioRpcError as error:
+            raise Fault(f"The disk cannot be sent: {error.details()}") from error
+
+    def _connected(self) -> HostsStub:
+        if self._stub is None:
+            raise Fault("The host is not connected to the control plane at the moment.")
+        return self._stub
+
     async def run(self) -> None:
         """Stay attached until cancelled."""
         backoff, attempt = FIRST_BACKOFF, 0
@@ -209,7 +259,7 @@ class Link:
                         self._answer(message.query)
             return self._attached
         except (asyncio.CancelledError, asyncio.InvalidStateError):
-            if self._cut and not asyncio.current_task().cancelling():  # type: ignore[union-attr] - there is one
+            if self._cut and not asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 raise Fault(self._cut) from None
             raise
         finally:

@@ -57,7 +57,8 @@ class Placing:
         """The servers that a change concerns: itself, or all that wait when a host came up."""
         if change.kind is SERVER:
             return [change.after.id] if change.after is not None and waits(change.after) else ()
-        if change.kind is fleet.HOST and (host := change.after) is not None and host.up and not (change.before and change.before.up):
+        host, before = change.after, change.before
+        if change.kind is fleet.HOST and host is not None and host.up and not (before and before.up):
             return self.all_keys()
         return ()
 

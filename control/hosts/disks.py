@@ -6,6 +6,7 @@ is cut off begins anew; that a disk is whole says its last chunk, which the targ
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from control.hosts.neighbours import DiskMoves
 from control.kernel import fleet
@@ -75,7 +76,8 @@ class Disks:
         getting = asyncio.ensure_future(pipe.get())
         try:
             async with asyncio.timeout(STALL):
-                await asyncio.wait({getting, sending}, return_when=asyncio.FIRST_COMPLETED)
+                waiting: set[asyncio.Future[Any]] = {getting, sending}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
                     reply = sending.result()
                     if reply.error:

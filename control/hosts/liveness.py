@@ -33,8 +33,8 @@ COMMAND_WITHIN, COMMANDS = 20.0, 16
 
 @dataclass(frozen=True, slots=True)
 class Fencing:
-    """`automatic`: servers are started elsewhere on their own. `command`: cuts the power of the host that is its last argument, and
-    ends with 0 when that is off for certain; () for none."""
+    """`automatic`: servers are started elsewhere on their own. `command`: cuts the power of the host that is its last argument,
+    and ends with 0 when that is off for certain; () for none."""
 
     automatic: bool = False
     command: Sequence[str] = ()

@@ -20,6 +20,7 @@ from control.kernel.database import Database
 from control.kernel.errors import Denied, Error, Invalid, NotFound, Unavailable
 from control.kernel.rpc import Call
 from protos.internal.v1 import hosts_pb2 as pb
+
 log = logging.getLogger(__name__)
 
 #: Seconds that an agent has to answer a question.

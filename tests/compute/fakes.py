@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
-from control.compute.model import DECISION, SERVER, SERVER_GROUP
+from control.compute.maintenance import Draining
+from control.compute.model import DECISION, SERVER, SERVER_GROUP, leaving
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
-from control.compute.maintenance import Draining
 from control.compute.placing import Placing
 from control.compute.projection import Projection
 from control.compute.reconciler import Settling
@@ -141,6 +141,7 @@ class Agent:
         self._world = world
         self.host = host
         self.domains: dict[str, int] = {}
+        self.disks: set[str] = set()
         self.reboots: dict[str, int] = {}
         self.trouble: dict[str, str] = {}
 
@@ -152,8 +153,15 @@ class Agent:
     async def _step(self, wish: HostServer) -> None:
         if wish.power == HostServer.ABSENT:
             self.domains.pop(wish.id, None)
+            self.disks.discard(wish.id)
             await self._world.observer.gone(self.host, Gone(key=f"server/{wish.id}"))
             return
+        if wish.HasField("arriving"):
+            if self._world.copying:
+                self.disks.add(wish.id)
+                await self.report(wish, arrived=wish.arriving.id)
+            return
+        self.disks.add(wish.id)
         have = self.domains.get(wish.id, ObservedServer.MISSING)
         if wish.id in self.trouble:
             await self.report(wish, fault=self.trouble[wish.id], fault_final=True)
@@ -195,7 +203,9 @@ class World:
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
+        self.lost: dict[str, Agent] = {}
         self.settings = compute.Settings()
+        self.copying = True                # disks that move arrive
         self.dispatcher = Dispatcher(Tokens())
         for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
                                                       "control-1"):
@@ -213,8 +223,8 @@ class World:
         inventory = Inventory(
             vcpus=vcpus, ram_mib=ram_mib, disk_gib=disk_gib, hypervisor_type="QEMU", hypervisor_version=7002000,
             architecture="x86_64", cpu_model="qemu64", address="192.0.2.1")
-        record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{len(self.agents) + 1:012d}", up=up, updated_at=now(),
-                            inventory=inventory)
+        number = len(self.agents) + len(self.lost) + 1
+        record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{number:012d}", up=up, updated_at=now(), inventory=inventory)
 
         def attach(tx: Transaction) -> None:
             tx.put(fleet.HOST, record)
@@ -223,6 +233,38 @@ class World:
         await self.database.transact(attach)
         self.agents[name] = Agent(self, name)
         return self.agents[name]
+
+    async def set_host(self, name: str, **fields) -> None:
+        """Change a host's record, as the hosts service does."""
+        def decide(tx: Transaction) -> None:
+            record = tx.require(fleet.HOST, name)
+            for key, value in fields.items():
+                setattr(record, key, value)
+            if fields.get("up"):
+                record.ClearField("fenced_at")
+            tx.put(fleet.HOST, record)
+
+        await self.database.transact(decide)
+
+    async def lose(self, name: str) -> None:
+        """A host falls silent and is fenced; its agent does nothing more."""
+        def decide(tx: Transaction) -> None:
+            record = tx.require(fleet.HOST, name)
+            fleet.fence(record, now())
+            tx.put(fleet.HOST, record)
+
+        await self.database.transact(decide)
+        self.lost[name] = self.agents.pop(name)
+
+    async def find(self, name: str) -> Agent:
+        """A host that was lost comes back: its agent removes what is not its host's, and is let in."""
+        agent = self.agents[name] = self.lost.pop(name)
+        await self.set_host(name, replica="control")
+        wished = {item.server.id for item in self.projection.objects_for(name)}
+        agent.domains = {server_id: seen for server_id, seen in agent.domains.items() if server_id in wished}
+        agent.disks &= wished
+        await self.set_host(name, up=True)
+        return agent
 
     def placing(self, **more) -> Placing:
         return Placing(self.database, self.ports, self.placer, **more)
@@ -286,6 +328,9 @@ class World:
         hosts = {host.name: host.id for host in self.database.cache.all(fleet.HOST)}
         held = {each.consumer_uuid: list(each.providers) for each in self.database.cache.all(fleet.ALLOCATION)}
         placed = {server.id: server for server in servers.values() if server.host}
+        moves = {server.relocation.id: server for server in servers.values() if leaving(server)}
+        for move_id, server in moves.items():
+            assert held.pop(move_id) == [hosts[server.relocation.target]], "a server that leaves has room at its target"
         assert held.keys() == placed.keys()
         assert all(held[identifier] == [hosts[server.host]] for identifier, server in placed.items() if server.host in hosts)
         recount: dict[str, Counter[str]] = {}
