@@ -155,15 +155,17 @@ class Link:
             async with contextlib.AsyncExitStack() as stack:
                 call = self._connected().FetchDisk(asked)
                 stack.callback(call.cancel)
-                first = await call.read()
-                if first is not grpc.aio.EOF and first.elsewhere:
+                answer = aiter(call)
+                first = await anext(answer, pb.DiskChunk())
+                if first.elsewhere:
                     channel = await stack.enter_async_context(self._channel(first.elsewhere))
                     call = HostsStub(channel).FetchDisk(asked)
                     stack.callback(call.cancel)
-                    first = await call.read()
-                if first is grpc.aio.EOF or not first.HasField("head"):
+                    answer = aiter(call)
+                    first = await anext(answer, pb.DiskChunk())
+                if not first.HasField("head"):
                     raise Fault("The other host's disk does not begin as one should.")
-                async for chunk in call:
+                async for chunk in answer:
                     if chunk.HasField("tail"):
                         if (chunk.tail.size, chunk.tail.sha256) != (size, digest.hexdigest()):
                             raise Fault("The disk was damaged on its way from the other host.")
@@ -241,7 +243,12 @@ class Link:
         lease.attaching()
         lease.said(0)
         try:
-            await stream.write(pb.AgentMessage(hello=hello))
+            saying = asyncio.ensure_future(stream.write(pb.AgentMessage(hello=hello)))
+            await asyncio.wait({saying, guard}, return_when=asyncio.FIRST_COMPLETED)
+            if not saying.done():
+                saying.cancel()        # a stream that is cancelled while it connects does not end what is being written
+                raise Fault(self._cut)
+            saying.result()
             self._outbox.forget_said()
             async for message in stream:
                 if not lease.holds():
@@ -253,7 +260,7 @@ class Link:
                         if writer is None:
                             log.info("attached to the control plane at %s", endpoint)
                             self._attached, self._stub = True, stub
-                            writer = asyncio.create_task(self._write(stream))
+                            writer = asyncio.create_task(self._write(stream, at_once=lease.bound != hello.leased))
                         self._on_desired(message.desired)
                     case "query":
                         self._answer(message.query)
@@ -285,10 +292,13 @@ class Link:
         finally:
             lapsed.cancel()
 
-    async def _write(self, stream: grpc.aio.StreamStreamCall) -> None:
-        """Say what there is to say, and that we live, until the stream ends."""
+    async def _write(self, stream: grpc.aio.StreamStreamCall, *, at_once: bool) -> None:
+        """Say what there is to say, and that we live, until the stream ends.
+
+        `at_once`: the control plane does not know yet that the guests are bound by a lease, and cannot count on it before.
+        """
         loop = asyncio.get_running_loop()
-        number, due = 0, loop.time() + HEARTBEAT
+        number, due = 0, loop.time() + (0.0 if at_once else HEARTBEAT)
         try:
             while True:
                 messages: list[pb.AgentMessage] = []

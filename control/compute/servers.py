@@ -264,8 +264,9 @@ class Servers:
         """Raises Invalid while a server's host may still run it, or where it cannot go to the host that is asked for."""
         host = tx.get(fleet.HOST, server.host)
         if host is not None and not fleet.lost_for_good(host):
-            raise Invalid("compute.evacuate.host_in_use", f"Compute service of {server.host} is still in use: unless it is fenced "
-                                                          "its guests may run. Force it down once it is off for certain.")
+            raise Invalid("compute.evacuate.host_in_use",
+                          f"Compute service of {server.host} is still in use: unless it is fenced, its guests may run. Force it "
+                          "down once it is off for certain.")
         if target == server.host:
             raise Invalid("compute.evacuate.host", "The target host can't be the same one.")
         if target and tx.get(fleet.HOST, target) is None:
