@@ -39,6 +39,9 @@ class Inventories(Protocol):
 
 
 class OtherReplicas(Protocol):
+    def alive(self, replica_id: str) -> bool:
+        """Whether another replica of that id lives, or died a moment ago."""
+
     async def ask_host(self, replica_id: str, host: str, query: Query) -> Reply:
         """A host's answer, by way of the replica that its agent is attached to. Raises Unavailable."""
 

@@ -146,7 +146,8 @@ class Hosts:
             while True:
                 await asyncio.sleep(GRACE / 5)
                 now = asyncio.get_running_loop().time()
-                silent = [host.name for host in self._db.cache.all(fleet.HOST) if host.up and host.name not in self._sessions]
+                silent = [host.name for host in self._db.cache.all(fleet.HOST) if host.up and host.name not in self._sessions
+                          and not (self._peers and self._peers.alive(host.replica))]       # else it is another's to watch
                 missed = {name: missed.get(name, now) for name in silent}
                 for name, since in missed.items():
                     if now - since >= GRACE:

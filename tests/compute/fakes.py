@@ -24,7 +24,7 @@ from control.kernel.clock import now
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
 from control.kernel.rpc import Dispatcher
-from control.kernel.store import MemoryStore, Store
+from control.kernel.store import Store
 from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
@@ -32,6 +32,7 @@ from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostServer, Inventory, NetworkMember, ObservedServer
 from tests.api.client import Client, Reply
+from tests.upgrade.later_store import LaterStore
 
 PORT = Kind("/fake/ports/", NetworkMember, id_of=lambda port: (port.port_id,), indexes={"device": lambda port: (port.device_id,)})
 
@@ -289,7 +290,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world(store: Store | None = None, hosts: int = 1) -> AsyncIterator[World]:
     """A world with hosts node-1, node-2 ... and flavors "1" (1 CPU, 512 MiB, 1 GiB) and "big" (8 CPUs)."""
-    it = World(store or MemoryStore())
+    it = World(store or LaterStore())
     following = asyncio.create_task(it.database.cache.run())
     try:
         await it.database.cache.ready.wait()

@@ -13,11 +13,11 @@ from control.kernel import fleet, pki, rpc
 from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
 from control.kernel.errors import NotFound, Unavailable
-from control.kernel.store import MemoryStore
 from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
 from protos.internal.v1.quota_pb2 import QuotaLedger
+from tests.upgrade.later_store import LaterStore
 
 #: A stand-in for a service's records: a ledger whose "service" is the host that it lives on.
 THING = Kind("/test/things/", QuotaLedger, id_of=lambda thing: (thing.project_id,),
@@ -65,7 +65,7 @@ class Nobody:
 @pytest.fixture
 async def world(tmp_path: Path):
     """(database, things, hosts, a function from host name to a stub)"""
-    database = Database(MemoryStore(), [*fleet.KINDS, THING])
+    database = Database(LaterStore(), [*fleet.KINDS, THING])
     things = Things(database)
     hosts = Hosts(database, [things], [things], NoImages(), HostProviders())
     dispatcher = rpc.Dispatcher(Nobody())
@@ -226,6 +226,9 @@ class OtherReplica:
     def __init__(self):
         self.asked = []
 
+    def alive(self, replica_id):
+        return replica_id == "there"
+
     async def ask_host(self, replica_id, host, query):
         self.asked.append((replica_id, host))
         return pb.Reply(data=b"from afar")
@@ -253,6 +256,29 @@ async def test_a_host_that_is_attached_elsewhere_is_asked_by_way_of_that_replica
     await call.write(pb.AgentMessage(reply=pb.Reply(id=query.id, data=b"near")))
     assert await asked == b"near"
     call.cancel()
+
+
+async def test_a_host_is_written_down_by_the_replica_it_was_attached_to_unless_that_is_gone(world, monkeypatch):
+    monkeypatch.setattr(hosts_service, "GRACE", 0.1)
+    database, _, _, stub = world
+    for name, replica in (("one", "there"), ("two", "gone")):
+        call = stub(name).Attach()
+        await call.write(hello(name))
+        await call.read()
+        call.cancel()
+
+        def moved(tx, name=name, replica=replica):
+            record = tx.require(fleet.HOST, name)
+            record.replica = replica
+            tx.put(fleet.HOST, record)
+
+        await database.transact(moved)
+    here = Hosts(database, [], [], NoImages(), HostProviders(), replica="here", peers=OtherReplica())
+    watching = asyncio.create_task(here.run())
+    await until(lambda: not database.get(fleet.HOST, "two").up)
+    await asyncio.sleep(0.3)
+    assert database.get(fleet.HOST, "one").up
+    watching.cancel()
 
 
 async def test_images_are_streamed_and_an_unknown_one_is_not_found(world):
