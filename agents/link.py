@@ -130,6 +130,7 @@ class Link:
         self._outbox = Outbox()
         self._stub: HostsStub | None = None
         self._answering: set[asyncio.Task[None]] = set()
+        self._sent_on = False               # the replica said farewell: the next one is there
 
     def report(self, key: str, message: pb.AgentMessage) -> None:
         """Say something about one thing, now or when there is a stream; only the last about each counts."""
@@ -205,6 +206,7 @@ class Link:
         while True:
             endpoint = self._endpoints[attempt % len(self._endpoints)]
             attempt += 1
+            self._sent_on = False
             try:
                 async with self._channel(endpoint) as channel:
                     reason = "the control plane ended the stream"
@@ -216,6 +218,9 @@ class Link:
                     backoff = max(backoff, 1.0)        # refused: the same will happen to the next attempt
             except (Fault, OSError, ValueError) as error:
                 reason = str(error)
+            if self._sent_on and len(self._endpoints) > 1:
+                log.info("sent on by the control plane at %s, which stops", endpoint)
+                continue
             delay = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads agents, no secret
             now = asyncio.get_running_loop().time()
             if reason != complaint or now - complained > COMPLAIN_EVERY:
@@ -264,6 +269,9 @@ class Link:
                         self._on_desired(message.desired)
                     case "query":
                         self._answer(message.query)
+                    case "farewell":
+                        self._sent_on = True
+                        return True
             return self._attached
         except (asyncio.CancelledError, asyncio.InvalidStateError):
             if self._cut and not asyncio.current_task().cancelling():  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ store end.
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -17,6 +17,7 @@ from control.compute import service as compute
 from control.gateway import server as http
 from control.gateway.app import Gateway
 from control.hosts.liveness import Fencing
+from control.hosts.peers import PeerCalls
 from control.hosts.service import Hosts
 from control.identity import asking, directories, directory_settings
 from control.identity import service as identity
@@ -30,6 +31,7 @@ from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
+from control.kernel.peers import Peers
 from control.kernel.policy import PolicyFile
 from control.kernel.roles import SHARDS, Role, Roles, Shard
 from control.network import service as network
@@ -38,7 +40,7 @@ from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.lives import Lives
 from control.placement.placer import FleetPlacer
-from protos.internal.v1 import hosts_pb2
+from protos.internal.v1 import hosts_pb2, peers_pb2
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ KINDS: tuple[Kind, ...] = (*quota.KINDS, *replicas.KINDS, *fleet.KINDS, *identit
 class Replica:
     """Everything that one control process has, built from its settings."""
 
-    def __init__(self, config: Config, store: EtcdStore):
+    def __init__(self, config: Config, store: EtcdStore, credentials: pki.Credentials):
         self.config = config
         self.store = store
         self.database = Database(store, KINDS)
@@ -64,7 +66,8 @@ class Replica:
         self.directories = directories.Directories(self.database, directory_settings.read(config.identity))
         self.providers = Providers(federation.read(config.identity))
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
-        self.images = image.ImageService(self.database, config.path("images"), config.max_image_size)
+        self.peers = Peers(self.database, self.membership.id, credentials)
+        self.images = image.ImageService(self.database, config.path("images"), config.max_image_size, self.peers)
         self.ports = network.ServerPorts(self.database)
         self.settings = compute.Settings(policy=config.placement_policy, automatic_evacuation=config.evacuation == "auto")
         demands = compute.Demands(self.database, self.settings)
@@ -72,7 +75,7 @@ class Replica:
         self.placer = FleetPlacer(self.fleet)
         servers = compute.Projection(self.database, self.ports)
         self.hosts = Hosts(
-            self.database, images=self.images, inventories=HostProviders(
+            self.database, images=self.images, peers=self.peers, inventories=HostProviders(
                 ratios={fleet.VCPU: config.cpu_allocation_ratio, fleet.MEMORY_MB: config.ram_allocation_ratio,
                         fleet.DISK_GB: config.disk_allocation_ratio},
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
@@ -87,6 +90,7 @@ class Replica:
         self.gateway = Gateway(self.dispatcher, config.public_url.rstrip("/") or None)
         self.for_agents = rpc.Dispatcher(self.authenticator)
         self.for_agents.add(self.hosts, hosts_pb2.DESCRIPTOR.services_by_name["Hosts"])
+        self.for_agents.add(PeerCalls(self.hosts, self.images), peers_pb2.DESCRIPTOR.services_by_name["Peers"])
 
     def _servicers(self) -> Sequence[tuple[object, ServiceDescriptor]]:
         compliance = identity.Compliance(**{item.name: getattr(self.config, item.name)
@@ -148,8 +152,9 @@ class Replica:
 
 async def run(config: Config) -> None:
     """Be a replica until cancelled. Raises kernel errors, or CannotListen, where it cannot start."""
-    store = EtcdStore(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
-    replica = Replica(config, store)
+    credentials = etcd_server.client_credentials(config.pki_dir)
+    store = EtcdStore(config.etcd_endpoints, credentials)
+    replica = Replica(config, store, credentials)
     try:
         async with asyncio.TaskGroup() as lasting:          # what calls in progress need ends after them
             lasting.create_task(replica.database.cache.run())
@@ -167,6 +172,7 @@ async def run(config: Config) -> None:
     finally:
         replica.directories.close()
         await replica.providers.close()
+        await replica.peers.close()
         await store.close()
 
 
@@ -201,18 +207,20 @@ async def _serve_agents(replica: Replica) -> None:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", rpc.MAX_MESSAGE)])
     rpc.add_to_grpc(replica.for_agents, server)
     server.add_secure_port(_address(config.agent_listen, config.agent_port), credentials)
-    await _serve(server)
+    await _serve(server, stopping=replica.hosts.leave)
 
 
 def _own_certificate(config: Config) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(Path(config.key).read_bytes(), Path(config.certificate).read_bytes())])
 
 
-async def _serve(server: grpc.aio.Server) -> None:
+async def _serve(server: grpc.aio.Server, stopping: Callable[[], None] = lambda: None) -> None:
+    """Serve until cancelled. `stopping` tells long streams to end; calls in progress then have GRACE."""
     await server.start()
     try:
         await server.wait_for_termination()
     finally:
+        stopping()
         await server.stop(GRACE)
 
 

@@ -4,7 +4,6 @@ A host's agent is its hypervisor and its nova-compute; closing the service close
 for ids, from before microversion 2.53, are made from the UUIDs.
 """
 import json
-import socket
 import uuid
 
 from google.protobuf.empty_pb2 import Empty
@@ -15,20 +14,24 @@ from control.compute.model import SERVER
 from control.kernel import clock, fleet, listing
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid, NotFound
+from control.kernel.replicas import REPLICA
 from control.kernel.rpc import Call
 from protos.compute.v1 import hosts_pb2 as pb
 from protos.internal.v1.fleet_pb2 import HostRecord
 
-#: What this replica does itself, by the names that Nova's clients know.
+#: What every replica does itself, by the names that Nova's clients know.
 OWN_BINARIES = ("nova-conductor", "nova-scheduler")
 
 
 class Hosts:
-    """Servicer of compute.v1.Hosts. `replica` names this one in lists of services."""
+    """Servicer of compute.v1.Hosts."""
 
-    def __init__(self, database: Database, replica: str = ""):
+    def __init__(self, database: Database):
         self._database = database
-        self._replica = replica or socket.gethostname()
+
+    def _replicas(self) -> list[str]:
+        """The host names of the control plane's replicas that live."""
+        return sorted({replica.host_name for replica in self._database.cache.all(REPLICA)})
 
     def _hosts(self) -> list[HostRecord]:
         return sorted(self._database.cache.all(fleet.HOST), key=lambda host: host.name)
@@ -53,8 +56,9 @@ class Hosts:
                 "updated_at": host.updated_at.ToDatetime().isoformat(timespec="microseconds")}}
                 for host in self._hosts() if fleet.zone_of(self._database, host) == zone.name})
         internal = answer.zones.add(name="internal", state=pb.ZoneState(available=True))
-        internal.hosts.update({self._replica: {
-            binary: {"available": True, "active": True, "updated_at": now} for binary in OWN_BINARIES}})
+        internal.hosts.update({replica: {
+            binary: {"available": True, "active": True, "updated_at": now} for binary in OWN_BINARIES}
+            for replica in self._replicas()})
         return answer
 
     # Hypervisors
@@ -116,8 +120,9 @@ class Hosts:
     # Services
 
     async def ListServices(self, request: pb.ListServicesRequest, call: Call) -> pb.ListServicesResponse:
-        own = [pb.Service(id=_id(_service_id(binary, self._replica), call), binary=binary, host=self._replica, zone="internal",
-                          status="enabled", state="up", updated_at=clock.now()) for binary in OWN_BINARIES]
+        own = [pb.Service(id=_id(_service_id(binary, replica), call), binary=binary, host=replica, zone="internal",
+                          status="enabled", state="up", updated_at=clock.now())
+               for replica in self._replicas() for binary in OWN_BINARIES]
         services = own + [self._service(host, call) for host in self._hosts()]
         return pb.ListServicesResponse(services=[
             service for service in services
@@ -165,7 +170,7 @@ class Hosts:
         for host in self._hosts():
             if service_id in (identifier := _service_id("nova-compute", host.name), str(_number(identifier))):
                 return host
-        if service_id in {_service_id(binary, self._replica) for binary in OWN_BINARIES}:
+        if service_id in {_service_id(binary, replica) for replica in self._replicas() for binary in OWN_BINARIES}:
             raise Invalid("compute.service.binary", "Only nova-compute services can be enabled, disabled and deleted.")
         raise NotFound("compute.service", f"Service {service_id[:80]} could not be found.")
 

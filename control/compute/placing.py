@@ -21,6 +21,7 @@ from control.kernel.errors import Invalid
 from control.kernel.reconcile import Controller
 from control.kernel.store import Guard
 from protos.compute.v1.records_pb2 import ServerFault, ServerRecord
+from protos.internal.v1.fleet_pb2 import HostRecord
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ class Placing:
         """The servers that a change concerns: itself, or all that wait when a host came up."""
         if change.kind is SERVER:
             return [change.after.id] if change.after is not None and waits(change.after) else ()
-        host, before = change.after, change.before
-        if change.kind is fleet.HOST and host is not None and host.up and not (before and before.up):
+        if change.kind is fleet.HOST and _up(change.after) and not _up(change.before):
             return self.all_keys()
         return ()
 
@@ -133,6 +133,10 @@ class Placing:
             copy.CopyFrom(server)
             batch.append(copy)
         return batch
+
+
+def _up(host: HostRecord | None) -> bool:
+    return host is not None and host.up
 
 
 def waits(server: ServerRecord) -> bool:

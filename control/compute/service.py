@@ -42,9 +42,9 @@ __all__ = ["KINDS", "Demands", "Draining", "Observer", "Placing", "Projection", 
 KINDS = model.KINDS
 
 
-def servicers(database: Database, ports: Ports, images: Images, console: Console, placer: Placer, replica: str = "",
+def servicers(database: Database, ports: Ports, images: Images, console: Console, placer: Placer,
               settings: Settings | None = None) -> list[tuple[object, ServiceDescriptor]]:
-    """What the dispatcher shall serve. `replica` names this one in lists of services; "": this machine's name."""
+    """What the dispatcher shall serve."""
     settings = settings or Settings()
     return [
         (Servers(database, ports, images, console, placer, settings), servers_pb2.DESCRIPTOR.services_by_name["Servers"]),
@@ -57,6 +57,6 @@ def servicers(database: Database, ports: Ports, images: Images, console: Console
         (Flavors(database), flavors_pb2.DESCRIPTOR.services_by_name["Flavors"]),
         (KeyPairs(database), keypairs_pb2.DESCRIPTOR.services_by_name["KeyPairs"]),
         (Quotas(database), quotas_pb2.DESCRIPTOR.services_by_name["Quotas"]),
-        (Hosts(database, replica), hosts_pb2.DESCRIPTOR.services_by_name["Hosts"]),
+        (Hosts(database), hosts_pb2.DESCRIPTOR.services_by_name["Hosts"]),
         (Maintenance(database), maintenance_pb2.DESCRIPTOR.services_by_name["Maintenance"]),
     ]

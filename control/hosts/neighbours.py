@@ -6,7 +6,7 @@ from control.kernel.cache import Change
 from control.kernel.database import Transaction
 from control.kernel.interfaces import DiskMove
 from protos.internal.v1.fleet_pb2 import HostRecord
-from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer
+from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer, Query, Reply
 
 
 class Projection(Protocol):
@@ -54,6 +54,16 @@ class Membership(Protocol):
 
     def sure(self) -> int:
         """A number of the present term while no other replica can see this one gone; else 0. Each term has another one."""
+
+
+class OtherReplicas(Protocol):
+    async def ask_host(self, replica_id: str, host: str, query: Query) -> Reply:
+        """A host's answer, by way of the replica that its agent is attached to. Raises Unavailable."""
+
+
+class ImageFiles(Protocol):
+    def read_file(self, file: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a file of image data that lies on this replica. Raises NotFound."""
 
 
 class ImageBytes(Protocol):

@@ -13,7 +13,7 @@ from control.hosts import leases, records
 from control.hosts.disks import Disks
 from control.hosts.leases import Leases
 from control.hosts.liveness import Fencing, Liveness
-from control.hosts.neighbours import DiskMoves, ImageBytes, Inventories, Membership, Observer, Projection
+from control.hosts.neighbours import DiskMoves, ImageBytes, Inventories, Membership, Observer, OtherReplicas, Projection
 from control.kernel import fleet
 from control.kernel.cache import Change
 from control.kernel.database import Database
@@ -59,8 +59,9 @@ class Hosts:
     """The servicer of internal.v1.Hosts, and the way to ask an agent something (neighbours.Console of compute)."""
 
     def __init__(self, database: Database, projections: Sequence[Projection], observers: Sequence[Observer], images: ImageBytes,
-                 inventories: Inventories, membership: Membership, moves: DiskMoves,
-                 fencing: Fencing | None = None):
+                 inventories: Inventories, membership: Membership, moves: DiskMoves, fencing: Fencing | None = None,
+                 peers: OtherReplicas | None = None):
+        """`peers`: the other replicas; None where there are none."""
         self._db = database
         self._membership = membership
         self._fencing = fencing or Fencing()
@@ -70,7 +71,9 @@ class Hosts:
         self._observers = observers
         self._images = images
         self._inventories = inventories
-        self._disks = Disks(database, membership.id, moves, lambda host, query: self._ask(host, query, None))
+        self._disks = Disks(database, membership.id, moves, lambda host, query: self.ask_here(host, query, None))
+        self._peers = peers
+        self._leaving = False
         self._sessions: dict[str, Session] = {}
         self._query_ids = itertools.count(1)
 
@@ -81,7 +84,7 @@ class Hosts:
         session = await self._attach(hello)
         reader = asyncio.create_task(self._read(session, requests))
         try:
-            while not session.closed:
+            while not (session.closed or self._leaving):
                 session.wake.clear()
                 lease = self._lease(session) if session.heard is not None else None
                 if lease or not session.snapshot_due:
@@ -92,9 +95,11 @@ class Hosts:
                     for query in queries:
                         yield pb.ControlMessage(query=query)
                 await session.wake.wait()
+            if self._leaving:
+                yield pb.ControlMessage(farewell=pb.Farewell())
         finally:
             reader.cancel()
-            session.close("its stream ended")
+            session.close("this replica stops" if self._leaving else "its stream ended")
             if self._sessions.get(hello.host) is session:
                 del self._sessions[hello.host]
             log.info("host %s: detached (%s)", hello.host, session.closed)
@@ -158,7 +163,31 @@ class Hosts:
             raise NotFound("console.log", reply.error)
         return reply.data
 
+    async def ask_here(self, host: str, query: pb.Query, within: float | None = ANSWER_WITHIN) -> pb.Reply:
+        """The answer of a host that is attached to this replica. Raises Unavailable."""
+        session = self._sessions.get(host)
+        if session is None:
+            raise _not_attached(host)
+        query.id = next(self._query_ids)
+        answer: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
+        session.answers[query.id] = answer
+        session.queries.append(query)
+        session.wake.set()
+        try:
+            async with asyncio.timeout(within):
+                return await answer
+        except TimeoutError as error:
+            raise Unavailable("host.slow", f"Host {host} did not answer within {within:.0f} s.") from error
+        finally:
+            session.answers.pop(query.id, None)
+
     # Running
+
+    def leave(self) -> None:
+        """End all streams with a farewell, which sends their agents to another replica at once; new ones get the same."""
+        self._leaving = True
+        for session in self._sessions.values():
+            session.wake.set()
 
     async def run(self) -> None:
         """Tell sessions what changes touch them, and write down the hosts that fall silent; until cancelled."""
@@ -262,19 +291,15 @@ class Hosts:
         if message.heartbeat.leased and self._fencing.automatic and host is not None and not host.leased:
             await self._db.transact(lambda tx: records.leased(tx, session.host, own))
 
-    async def _ask(self, host: str, query: pb.Query, within: float | None = ANSWER_WITHIN) -> pb.Reply:
-        session = self._sessions.get(host)
-        if session is None:
-            raise Unavailable("host.gone", f"Host {host} is not attached at the moment: try again later.")
-        query.id = next(self._query_ids)
-        answer: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
-        session.answers[query.id] = answer
-        session.queries.append(query)
-        session.wake.set()
-        try:
-            async with asyncio.timeout(within):
-                return await answer
-        except TimeoutError as error:
-            raise Unavailable("host.slow", f"Host {host} did not answer within {within:.0f} s.") from error
-        finally:
-            session.answers.pop(query.id, None)
+    async def _ask(self, host: str, query: pb.Query) -> pb.Reply:
+        """A host's answer, wherever its agent is attached."""
+        if host in self._sessions or self._peers is None:
+            return await self.ask_here(host, query)
+        record = self._db.get(fleet.HOST, host)
+        if record is None or not record.replica:
+            raise _not_attached(host)
+        return await self._peers.ask_host(record.replica, host, query)
+
+
+def _not_attached(host: str) -> Unavailable:
+    return Unavailable("host.gone", f"Host {host} is not attached at the moment: try again later.")

@@ -10,6 +10,9 @@ Invariants
 - An upload holds a lock on its file. Whoever finds an image `saving` whose file nobody holds returns it to `queued`.
 - The quota ledger "image" counts each project's images and the bytes of those with data, in the commits that change them.
 
+- Data is on the disk of the replica that took it before the image is active; every other replica then fetches a copy of the
+  same name for itself, and deletes it when no record names it any more (copies.py).
+
 Key layout
   /image/images/<id>                 ImageRecord
   /image/members/<image>/<project>   Member

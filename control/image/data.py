@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from google.protobuf.empty_pb2 import Empty
 
 from control.image import access, model, reconciler
+from control.image.copies import Copies
 from control.image.files import Directory, Incoming
 from control.image.formats import WRAPPED
 from control.image.model import IMAGE
@@ -34,9 +35,10 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 class ImageData:
     """Serves image.v1.ImageData."""
 
-    def __init__(self, database: Database, directory: Directory, max_size: int = MAX_SIZE):
+    def __init__(self, database: Database, directory: Directory, copies: Copies, max_size: int = MAX_SIZE):
         self._database = database
         self._directory = directory
+        self._copies = copies
         self._max_size = max_size
 
     async def UploadImageData(self, requests: AsyncIterator[pb.UploadImageDataRequest], call: Call) -> Empty:
@@ -78,7 +80,7 @@ class ImageData:
             answer.content_range = f"bytes {start}-{start + length - 1}/{image.size}"
         else:
             answer.checksum = image.checksum
-        async for data in self._directory.read(record.file, start, length):
+        async for data in self._copies.read(record.file, start, length):
             answer.data = data
             yield answer
             answer = pb.DownloadImageDataResponse()

@@ -59,6 +59,15 @@ class Directory:
             (self.path / name).unlink(missing_ok=True)
         await self._run(unlink)
 
+    async def has(self, name: str) -> bool:
+        """Whether a complete file is here."""
+        return await self._run((self.path / name).is_file)
+
+    async def names(self) -> list[str]:
+        """All complete files."""
+        return await self._run(lambda: [path.name for path in self.path.iterdir()
+                                        if path.suffix != ".part" and not path.name.startswith("directory-id")])
+
     async def held(self, name: str) -> bool:
         """Whether a running upload, of any process, has this file."""
         # in this order: a file loses its suffix while it is held
@@ -118,13 +127,15 @@ class Incoming:
         self._size = 0
         self._checked = False
 
-    async def receive(self, chunks: AsyncIterator[bytes], *, disk_format: str, limit: int, expected: int | None) -> StoredData:
+    async def receive(self, chunks: AsyncIterator[bytes], *, disk_format: str, limit: int, expected: int | None,
+                      sha512: str = "") -> StoredData:
         """Write all chunks, check what they are, and give the file its name; what it holds.
 
         Args:
           disk_format: what the data is to be; "" where it is not to be inspected.
           limit: bytes at most.
           expected: bytes that must come, where known.
+          sha512: their hash in hexadecimal, where known.
 
         Raises:
           Invalid: not that many bytes, or other data than declared.
@@ -148,7 +159,7 @@ class Incoming:
             await writing
         if expected is not None and total != expected:
             raise Invalid("image.data.size", f"{total} bytes of image data came, {expected} were announced: upload it again.")
-        return await self._run(self._finish, bytes(buffer), disk_format)
+        return await self._run(self._finish, bytes(buffer), disk_format, sha512)
 
     async def close(self) -> None:
         """Let go of the file and its lock; what is written stays. Safe to repeat."""
@@ -175,9 +186,11 @@ class Incoming:
             formats.check(self._head, disk_format)
         self._checked = True
 
-    def _finish(self, rest: bytes, disk_format: str) -> StoredData:
+    def _finish(self, rest: bytes, disk_format: str, sha512: str) -> StoredData:
         self._absorb(rest, disk_format)
         self._check(disk_format)
+        if sha512 and sha512 != self._sha512.hexdigest():
+            raise Invalid("image.data.hash", f"The data has the SHA-512 {self._sha512.hexdigest()[:16]}..., not {sha512[:16]}...")
         stored = StoredData(size=self._size, md5=self._md5.hexdigest(), sha512=self._sha512.hexdigest())
         if disk_format:
             seen = formats.virtual_size(self._head, self._tail, self._size, disk_format)

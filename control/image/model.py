@@ -13,6 +13,7 @@ from protos.image.v1.records_pb2 import Garbage, ImageRecord
 
 IMAGE: Kind[ImageRecord] = Kind("/image/images/", ImageRecord, id_of=lambda record: (record.image.id,), indexes={
     "owner": lambda record: [record.image.owner],
+    "file": lambda record: [record.file] if record.file else [],
     "sha512": lambda record: [record.image.os_hash_value] if record.image.status == Image.ACTIVE else [],
 })
 MEMBER: Kind[Member] = Kind("/image/members/", Member, id_of=lambda member: (member.image_id, member.member_id), indexes={

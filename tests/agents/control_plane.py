@@ -43,6 +43,9 @@ class Control(HostsServicer):
         finally:
             reader.cancel()
 
+    def farewell(self):
+        self.queries.put_nowait(pb.ControlMessage(farewell=pb.Farewell()))
+
     async def FetchImage(self, request, context):
         data = self.images.get(request.sha512)
         if data is None:

@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from agents import agent as agents_agent
+from agents import link as link_module
 from agents import main
 from agents.agent import Agent
 from agents.hypervisor.driver import Domain, Fault
@@ -285,15 +286,16 @@ async def control():
 
 
 @contextlib.asynccontextmanager
-async def attached(control, **hooks):
-    """An agent over a simulated host, on a real stream."""
+async def attached(*controls):
+    """An agent over a simulated host, on a real stream to the first of some replicas."""
     async def hello():
         return pb.Hello(host="host", inventory=await host.hypervisor.inventory())
 
     link = None
     host = Host()
     host.agent = Agent(host.hypervisor, host.networking, lambda key, message: link.report(key, message))
-    link = Link([f"127.0.0.1:{control.port}"], None, hello=hello, on_desired=host.agent.desired, on_query=host.agent.answer)
+    endpoints = [f"127.0.0.1:{control.port}" for control in controls]
+    link = Link(endpoints, None, hello=hello, on_desired=host.agent.desired, on_query=host.agent.answer)
     async with running(host):
         task = asyncio.create_task(link.run())
         try:
@@ -321,6 +323,22 @@ async def test_servers_run_on_without_a_control_plane_and_all_is_said_again_when
         await control.start()
         await control.until(lambda said: said.server.domain == pb.ObservedServer.RUNNING and said.server.generation == 1)
         assert len(control.hellos) == 2
+
+
+async def test_a_farewell_sends_an_agent_to_the_next_replica_at_once(control, monkeypatch):
+    monkeypatch.setattr(link_module, "FIRST_BACKOFF", 3600.0)
+    other = Control(wish())
+    await other.start()
+    try:
+        async with attached(control, other):
+            async with asyncio.timeout(10):
+                while not control.hellos:
+                    await asyncio.sleep(0.01)
+            control.farewell()
+            await other.until(lambda said: said.server.domain == pb.ObservedServer.RUNNING)
+            assert (len(control.hellos), len(other.hellos)) == (1, 1)
+    finally:
+        await other.server.stop(None)
 
 
 async def test_an_image_is_fetched_over_the_stream_or_the_reason_said(control):

@@ -19,14 +19,14 @@ from control.compute.projection import Projection
 from control.compute.reconciler import Settling
 from control.compute.relocation import Relocating
 from control.gateway.app import Gateway
-from control.kernel import fleet, quota
+from control.kernel import fleet, quota, replicas
 from control.kernel.cache import Kind
 from control.kernel.caller import Caller
 from control.kernel.clock import now
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
 from control.kernel.rpc import Dispatcher
-from control.kernel.store import MemoryStore, Store
+from control.kernel.store import Store
 from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
@@ -34,6 +34,7 @@ from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostServer, Inventory, NetworkMember, ObservedServer
 from tests.api.client import Client, Reply
+from tests.upgrade.later_store import LaterStore
 
 PORT = Kind("/fake/ports/", NetworkMember, id_of=lambda port: (port.port_id,), indexes={"device": lambda port: (port.device_id,)})
 
@@ -197,7 +198,7 @@ class World:
 
     def __init__(self, store: Store):
         self.store = store
-        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, PORT))
+        self.database = Database(store, (*compute.KINDS, *fleet.KINDS, *quota.KINDS, *replicas.KINDS, PORT))
         self.ports, self.images = FakePorts(self.database), FakeImages()
         self.placer = FleetPlacer(LiveFleet(self.database, compute.Demands(self.database)))
         self.projection = Projection(self.database, self.ports)
@@ -207,8 +208,7 @@ class World:
         self.settings = compute.Settings()
         self.copying = True                # disks that move arrive
         self.dispatcher = Dispatcher(Tokens())
-        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer,
-                                                      "control-1"):
+        for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer):
             self.dispatcher.add(servicer, descriptor)
         self.gateway = Gateway(self.dispatcher)
 
@@ -345,10 +345,12 @@ class World:
 @contextlib.asynccontextmanager
 async def world(store: Store | None = None, hosts: int = 1) -> AsyncIterator[World]:
     """A world with hosts node-1, node-2 ... and flavors "1" (1 CPU, 512 MiB, 1 GiB) and "big" (8 CPUs)."""
-    it = World(store or MemoryStore())
+    it = World(store or LaterStore())
     following = asyncio.create_task(it.database.cache.run())
     try:
         await it.database.cache.ready.wait()
+        replica = replicas.new_record("control-1", "control-1:5002")
+        await it.database.transact(lambda tx: tx.put(replicas.REPLICA, replica))
         for index in range(hosts):
             await it.add_host(f"node-{index + 1}")
         admin = it.client("admin")

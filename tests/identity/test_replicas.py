@@ -1,102 +1,22 @@
 """Two control planes, each a process of its own, on one etcd: what ends a token ends it on both, and both count as one."""
 import asyncio
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from control.cli import credentials
-from control.kernel import config as settings
-from control.kernel import pki
-from tests.conftest import Etcd, free_port, unique
-from tests.log_secrets import WATCH
+from tests import planes as control_planes
+from tests.conftest import Etcd, unique
+from tests.planes import Plane
 
 #: Seconds from the answer to a change until every replica acts on it.
 WITHIN = 1.0
 
 PASSWORD = "a-password-of-mine-1"
-
-
-class Plane:
-    """One `brume control`, and who talks to it."""
-
-    def __init__(self, directory: Path, etcd: Etcd, authority: Path):
-        directory.mkdir(mode=0o700)
-        (directory / "pki").symlink_to(authority)
-        self._log = directory / "control.log"
-        port = _free_ports(3)
-        self.config = settings.Config(state_dir=directory, port=port, etcd=(etcd.endpoint,), log_level="DEBUG",
-                                      hypervisor="simulated", public_url="")
-        settings.save(self.config)
-        pki.ensure_leaf(self.config.pki_dir, "agents", ["127.0.0.1", "localhost"], server=True)
-        self.url = f"http://127.0.0.1:{port}/v3"
-        self.http = requests.Session()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "control.cli.main", "--state-dir", str(self.config.state_dir), "control"],
-                stdout=log, stderr=log, env=os.environ | {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"})
-
-    def wait(self) -> None:
-        limit = time.monotonic() + 60
-        while time.monotonic() < limit and self.process.poll() is None:
-            try:
-                if self.http.get(self.url, timeout=5).status_code == 200:
-                    return
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        raise AssertionError(self._log.read_text()[-3000:])
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        WATCH.read(self._log)
-
-    def __call__(self, verb: str, path: str, token: str = "", body: Any = None, **headers: str) -> requests.Response:
-        return self.http.request(verb, self.url + path, json=body, timeout=30,
-                                 headers=({"X-Auth-Token": token} if token else {}) | headers)
-
-    def log_in(self, name: str, password: str, scope: Any = None, domain: str = "default") -> requests.Response:
-        auth: dict[str, Any] = {"identity": {"methods": ["password"], "password": {"user": {
-            "name": name, "password": password, "domain": {"id": domain}}}}}
-        return self("POST", "/auth/tokens", body={"auth": auth | ({"scope": scope} if scope else {})})
-
-    def takes(self, token: str) -> bool:
-        status = self("GET", "/auth/projects", token).status_code
-        assert status in (200, 401)
-        return status == 200
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        first = free_port()
-        if all(_is_free(first + number) for number in range(1, count)):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @dataclass
@@ -109,10 +29,7 @@ class World:
 
     def make(self) -> "World":
         one = self.planes[0]
-        secret = one.config.path("admin.password").read_text().strip()
-        WATCH.note(secret)
-        self.admin = one.log_in("admin", secret, {"project": {"name": "admin", "domain": {"id": "default"}}}).headers[
-            "X-Subject-Token"]
+        self.admin = one.admin_token()
         self.ids["domain"] = self._made("domain", name=unique("d"))
         self.ids["project"] = self._made("project", name=unique("p"), domain_id=self.ids["domain"])
         self.name = unique("u")
@@ -142,14 +59,8 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Plane, Pl
     own.start()
     try:
         asyncio.run(own.ready())
-        authority = own.credentials.ca.parent
-        made = tuple(Plane(tmp_path_factory.getbasetemp() / unique("plane"), own, authority) for _ in range(2))
-        for plane in made:
-            for login, held in credentials.ensure(made[0].config).items():      # the same for both, as an operator copies them
-                settings.write_private(plane.config.path(f"{login}.password"), held.password.encode())
-            plane.start()
-            plane.wait()
-        yield made  # type: ignore[misc]
+        made = control_planes.start(tmp_path_factory.getbasetemp(), own, 2)
+        yield made[0], made[1]
         for plane in made:
             plane.stop()
     finally:
