@@ -22,6 +22,7 @@ from agents.lease import boottime
 from control.cli import credentials
 from control.cli.session import Session
 from control.hosts import leases
+from control.kernel import config as settings
 from control.kernel import pki
 from control.kernel.config import Config, load
 from tests.conftest import Etcd
@@ -75,15 +76,19 @@ class Cluster:
     cables: list[Cable] = field(default_factory=list)
     stood: dict[str, float] = field(default_factory=dict)     # host -> when its process was paused
 
+    def save(self) -> None:
+        """For commands, which know a cloud by its state directory."""
+        settings.save(self.config())
+
     def spawn(self, name: str, *arguments: str) -> subprocess.Popen:
         with (self.state / f"{name}.out").open("ab") as log:
             process = self.processes[name] = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log)
         return process
 
-    def control(self, number: int) -> None:
+    def control(self, number: int, evacuation: str = "auto") -> None:
         file = self.state / f"control-{number}.toml"
         file.write_text(f'port = {PORTS[number]}\nhost = "control-{number}"\netcd = ["{self.etcd.endpoint}"]\n'
-                        f'public_url = "http://127.0.0.1:{PORTS[0]}"\nevacuation = "auto"\nhypervisor = "simulated"\n')
+                        f'public_url = "http://127.0.0.1:{PORTS[0]}"\nevacuation = "{evacuation}"\nhypervisor = "simulated"\n')
         self.spawn(f"control-{number}", "-m", "control.cli.main", "--state-dir", str(self.state), "control", "--config",
                    str(file))
 
@@ -113,6 +118,24 @@ class Cluster:
                 spans.append((on, min(event["at"], stood) if on < stood else event["at"]))
                 on = None
         return spans + ([(on, float("inf"))] if on is not None else [])
+
+    def brume(self, *arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "control.cli.main", "--state-dir", str(self.state), *arguments],
+                              capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def openstack(self, *arguments: str, check: bool = True) -> str:
+        """The unmodified client, as the admin."""
+        admin, config = credentials.ensure(self.config())["admin"], self.config()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")} | {
+            "OS_AUTH_URL": config.auth_url, "OS_USERNAME": admin.user, "OS_PASSWORD": admin.password,
+            "OS_PROJECT_NAME": admin.project, "OS_USER_DOMAIN_ID": "default", "OS_PROJECT_DOMAIN_ID": "default",
+            "OS_REGION_NAME": config.region, "OS_IDENTITY_API_VERSION": "3", "OS_COMPUTE_API_VERSION": "2.96"}
+        done = subprocess.run([str(Path(sys.executable).with_name("openstack")), *arguments], capture_output=True, text=True,
+                              env=environment, check=False, timeout=120)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def hosts(self) -> dict[str, dict]:
         services = self.session().request("GET", "compute", "/os-services?binary=nova-compute",
@@ -146,6 +169,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             credentials.ensure(it.config())
         agent_ports = [port + 2 for port in PORTS]
         it.cables = [Cable(port) for port in agent_ports]
+        it.save()
         until(lambda: answers(0) and answers(1), "both replicas answer")
         for host in ("near", "other"):
             it.agent(host, *agent_ports)
@@ -232,13 +256,14 @@ def test_a_host_that_is_cut_off_stops_its_guests_before_they_run_elsewhere(clust
 def test_a_drain_moves_all_servers_with_their_disks_between_processes(cluster: Cluster):
     moving = cluster.on("other")
     assert moving
-    admin = cluster.session()
-    admin.request("POST", "compute", "/os-hosts/other/drain", {"drain": {"at_once": 2}})
-    until(lambda: admin.request("GET", "compute", "/os-hosts/other/drain")["drain"]["status"] == "done", "drained", 60)
-    assert not cluster.on("other")
+    drained = json.loads(cluster.brume("drain", "other", "--reason", "new fans", "--at-once", "2", "--wait", "--json"))
+    assert (drained["status"], drained["done"], drained["total"]) == ("done", len(moving), len(moving))
+    assert not cluster.on("other") and cluster.hosts()["other"]["disabled_reason"] == "new fans"
+    assert "done" in cluster.brume("drain", "other")
     until(cluster.all_active, "the servers run")
     assert_never_twice(cluster, moving)
-    admin.request("DELETE", "compute", "/os-hosts/other/drain")
+    cluster.brume("undrain", "other")
+    assert cluster.hosts()["other"]["status"] == "enabled"
 
 
 def test_hosts_of_a_replica_that_dies_go_to_another_and_nothing_happens_to_their_guests(cluster: Cluster):
@@ -269,3 +294,38 @@ def test_guests_are_stopped_when_no_replica_answers_and_start_again_where_they_w
     until(lambda: answers(0) and cluster.all_active(), "all is back", 40)
     assert {server_id: server["OS-EXT-SRV-ATTR:host"] for server_id, server in cluster.servers().items()} == where
     assert_never_twice(cluster, list(where))
+
+
+def test_where_evacuation_is_manual_guests_outlive_any_outage_and_are_evacuated_on_command(cluster: Cluster):
+    where = {server_id: server["OS-EXT-SRV-ATTR:host"] for server_id, server in cluster.servers().items()}
+
+    def run() -> bool:
+        return all(cluster.ran(server_id, host)[-1][1] == float("inf") for server_id, host in where.items())
+
+    for seconds in (0.0, leases.GRACE + 2):            # the agents learn it; then nobody answers
+        cluster.processes["control-0"].kill()
+        cluster.processes["control-0"].wait()
+        time.sleep(seconds)
+        assert run()
+        cluster.control(0, "manual")
+        until(lambda: answers(0) and [service["state"] for service in cluster.hosts().values()] == ["up"] * 3, "all is back", 40)
+        time.sleep(1)
+    assert run()
+    lost = "far"
+    moving = cluster.on(lost)
+    assert moving
+    cluster.processes[lost].kill()
+    cluster.processes[lost].wait()
+    until(lambda: cluster.hosts()[lost]["state"] == "down", "it is down", 30)
+    time.sleep(3)
+    assert cluster.on(lost) == moving
+    assert "still in use" in cluster.openstack("server", "evacuate", moving[0], check=False)
+    cluster.openstack("compute", "service", "set", "--down", lost, "nova-compute")
+    assert cluster.hosts()[lost]["forced_down"]
+    cluster.openstack("--os-compute-api-version", "2.94", "server", "evacuate", "--wait", moving[0])
+    (there,) = {host for host in ("near", "other") if moving[0] in cluster.on(host)}
+    assert cluster.ran(moving[0], there)[-1][1] == float("inf")
+    assert cluster.on(lost) == moving[1:]
+    cluster.openstack("compute", "service", "set", "--up", lost, "nova-compute")
+    cluster.agent(lost, *(cable.port for cable in cluster.cables))
+    until(lambda: cluster.hosts()[lost]["state"] == "up" and cluster.all_active(), "it is let in, with what is still its own", 30)
