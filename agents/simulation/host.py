@@ -1,6 +1,7 @@
 """One simulated host: the real agent and its stream, over a hypervisor and networking in memory that behave as drawn."""
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agents.agent import Agent
@@ -46,6 +47,7 @@ class SimulatedHost:
         self._channels = channels
         self._work: asyncio.Task[None] | None = None
         self._restarting = False
+        self.on_arrival: Callable[[], None] | None = None      # told of every change of a wish that comes
         self.hypervisor = SimulatedHypervisor(inventory, before=self._before)
         self._begin()
 
@@ -104,6 +106,8 @@ class SimulatedHost:
     def _desired(self, desired: Desired) -> None:
         if desired.snapshot:
             self._counts["attaches"] += 1
+        elif self.on_arrival is not None:
+            self.on_arrival()
         self.agent.desired(desired)
 
     # How it behaves

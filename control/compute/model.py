@@ -25,7 +25,8 @@ from protos.internal.v1.hosts_pb2 import HostServer, ObservedServer
 
 SERVER = Kind("/compute/servers/", ServerRecord, indexes={
     "project": lambda server: (server.project_id,), "host": lambda server: (server.host,),
-    "group": lambda server: (server.server_group,) if server.server_group else ()})
+    "group": lambda server: (server.server_group,) if server.server_group else (),
+    "waiting": lambda server: ("",) if waits(server) else ()})
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
               indexes={"server": lambda action: (action.server_id,)})
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)
@@ -111,6 +112,11 @@ def _build_task(server: ServerRecord) -> str:
     if not server.host:
         return "scheduling"
     return "networking" if server.seen.domain == ObservedServer.RUNNING else "spawning"
+
+
+def waits(server: ServerRecord) -> bool:
+    """Whether a server is to be given a host."""
+    return not server.host and not server.desired.deleted and not server.HasField("fault")
 
 
 # What may be asked

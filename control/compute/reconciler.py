@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 #: Operations that one placement commit is filled to, by an estimate; the store's limit is 128.
 BATCH_OPERATIONS = 100
 
+#: Waiting servers that are looked at for one placement commit, which takes a tenth of them.
+LOOK_AT = 150
+
 #: Seconds that a new server waits where no host is up at all, as after a restart of everything, before it is refused.
 #: Longer leaves users in doubt, shorter fails servers that an agent about to return would have run.
 PATIENCE = 30
@@ -68,7 +71,7 @@ class Reconciler:
         if change.kind is fleet.HOST and change.after is None:
             return [server.id for server in self._database.cache.by(SERVER, "host", change.before.name)]  # type: ignore[union-attr]
         if change.kind is fleet.HOST and change.after.up and not (change.before and change.before.up):  # type: ignore[union-attr]
-            return [server.id for server in self._database.cache.by(SERVER, "host", "")]
+            return [server.id for server in self._database.cache.by(SERVER, "waiting", "")]
         return ()
 
     def all_keys(self) -> list[str]:
@@ -104,8 +107,9 @@ class Reconciler:
         needs, refused = self._needs(tx, waiting)
         answers = iter(self._placer.place(tx, list(needs.values())))
         decisions = [refused.get(server.id) or next(answers) for server in waiting]
-        hosts = len(tx.rows(fleet.HOST))
-        patient = not any(host.up and not host.disabled for host in tx.rows(fleet.HOST))
+        hosts = self._database.cache.size(fleet.HOST)
+        patient = not all(isinstance(decision, Placed) for decision in decisions) and not any(
+            host.up and not host.disabled for host in tx.rows(fleet.HOST))
         now = self._now()
         for server, decision in zip(waiting, decisions, strict=True):
             if isinstance(decision, Placed):
@@ -139,15 +143,16 @@ class Reconciler:
     def _batch(self, tx: Transaction, first: str) -> list[ServerRecord]:
         """Copies of servers that wait for a host, `first` and then the oldest before others, as many as one commit holds.
 
-        Those that shall be away from others that wait, or beside them, are left for when these have a host.
+        Those that shall be away from others that wait, or beside them, are left for when these have a host. Only the first ones
+        that wait are looked at, so that a burst of thousands does not look at thousands for each commit.
         """
-        waiting = sorted((server for server in tx.rows(SERVER, "host", "") if _waits(server)),
-                         key=lambda server: (server.id != first, server.created_at.seconds, server.created_at.nanos))
-        ids = {server.id for server in waiting}
+        waiting = [server.id for server in self._database.cache.by(SERVER, "waiting", "", LOOK_AT)]
         batch: list[ServerRecord] = []
         operations = 0
-        for server in waiting:
-            if not ids.isdisjoint((*server.hints.different_host, *server.hints.same_host)):
+        for server_id in dict.fromkeys((first, *waiting)):
+            server = self._database.get(SERVER, server_id)
+            if server is None or any(_waits(tx.get(SERVER, other)) for other in (
+                    *server.hints.different_host, *server.hints.same_host)):
                 continue
             operations += 7 + 2 * len(self._ports.ids(server.id))
             if batch and operations > BATCH_OPERATIONS:
@@ -209,8 +214,8 @@ class Reconciler:
         return 0
 
 
-def _waits(server: ServerRecord) -> bool:
-    return not server.host and not server.desired.deleted and not server.HasField("fault")
+def _waits(server: ServerRecord | None) -> bool:
+    return server is not None and model.waits(server)
 
 
 def _fault(decision: Refused | Invalid, now: Timestamp) -> ServerFault:
