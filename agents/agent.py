@@ -127,6 +127,11 @@ class Agent:
         except (Fault, OSError) as error:
             return pb.Reply(id=query.id, error=str(error))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being done, nor to be done again."""
+        return self._servers.idle
+
     async def run(self) -> None:
         """Work until cancelled. Virtual machines run on afterwards."""
         try:

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,21 @@ from protos.internal.v1.hosts_pb2_grpc import HostsStub
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two heartbeats. A lease lasts three of them (control/hosts/leases.py).
+#: Seconds between two heartbeats, unless the control plane's welcome says otherwise. A lease lasts three of them
+#: (control/hosts/leases.py).
 HEARTBEAT = 4.0
 
 #: Without an acknowledgement for this part of its lease, the agent tries another endpoint, though the connection may stand: on
 #: a stream that worked, and on one that is being made. What is left must do for two that do not answer. Without a lease there is
 #: no hurry: seconds.
 DEAF_PART, CONNECT_PART, DEAF = 0.25, 0.17, 15.0
+
+#: Seconds that what was seen waits for more of it, so that a port and its server are written down by one commit; and that a mere
+#: step waits, which soon is over. Longer shows users later what is done, shorter has the control plane read what nobody will see.
+LINGER, STEP_LINGER = 0.005, 0.3
+
+#: Observations in one message at most. More save messages, and hold up what comes after them on the stream.
+TOGETHER = 500
 
 #: Seconds between two tries to attach, doubling from the first to the second. A shorter maximum has a thousand agents knock
 #: at a control plane that is down; a longer one leaves the hosts of one that is back without instructions.
@@ -41,7 +50,7 @@ COMPLAIN_EVERY = 60.0
 #: Seconds without an answer to a ping after which a connection counts as lost, and between pings.
 PING_TIMEOUT, PING_EVERY = 5, 10
 
-_OPTIONS = [
+OPTIONS = [
     ("grpc.keepalive_time_ms", PING_EVERY * 1000), ("grpc.keepalive_timeout_ms", PING_TIMEOUT * 1000),
     ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),     # a new attempt is a new connection, and waits for nobody's back-off
@@ -58,41 +67,66 @@ class Credentials:
     certificate: Path
     key: Path
 
-    def channel(self, endpoint: str) -> grpc.aio.Channel:
+    def channel(self, endpoint: str, options: Sequence[tuple[str, int]] = OPTIONS) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(
-            self.ca.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()), options=_OPTIONS)
+            self.ca.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()), options=options)
 
 
 class Outbox:
     """What is to be said, by key; an entry replaces an older one about the same."""
 
+    __slots__ = ("_filled", "_said", "_timer", "_waiting")
+
     def __init__(self) -> None:
         self._waiting: dict[str, pb.AgentMessage] = {}
         self._said: dict[str, pb.AgentMessage] = {}
         self._filled = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, key: str, message: pb.AgentMessage) -> None:
         if self._said.get(key) == message:
             self._waiting.pop(key, None)
-        else:
-            self._waiting[key] = message
+            return
+        self._waiting[key] = message
+        if not self._filled.is_set():
+            kind = message.WhichOneof("message")
+            self._fill_in(0.0 if kind == "reply" else STEP_LINGER if kind == "server" and message.server.step else LINGER)
+
+    def _fill_in(self, seconds: float) -> None:
+        """Have what waits taken after a while, or sooner if something else is more urgent."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._fill)
+
+    def _fill(self) -> None:
+        self._timer = None
+        if self._waiting:
             self._filled.set()
 
     def clear(self) -> None:
         """What was to be said was seen before the guests were stopped, and is true no more."""
         self._said.clear()
         self._waiting.clear()
+        self._filled.clear()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to say."""
+        return bool(self._waiting)
 
     def forget_said(self) -> None:
         """A new stream knows nothing, and asked nothing."""
         self._said.clear()
         self._waiting = {key: message for key, message in self._waiting.items() if not message.HasField("reply")}
+        if self._waiting:
+            self._filled.set()
 
     async def take(self) -> list[pb.AgentMessage]:
         """All that is to be said, once there is any; it counts as said."""
-        while not self._waiting:
-            self._filled.clear()
-            await self._filled.wait()
+        await self._filled.wait()
+        self._filled.clear()
         messages, self._waiting = self._waiting, {}
         for key, message in messages.items():
             if message.WhichOneof("message") in ("gone", "reply"):
@@ -108,6 +142,7 @@ class Link:
     Args:
       endpoints: "host:port" of the control plane's replicas; tried in turn.
       credentials: None for a connection in the clear, in tests.
+      connect: makes the channel to an endpoint, where many agents share one; None: a channel of its own, with `credentials`.
       hello: what to say first; may raise Fault while the host cannot say it.
       on_desired, on_query: what to do with what arrives.
       lease: the host's.
@@ -115,11 +150,13 @@ class Link:
 
     def __init__(self, endpoints: Sequence[str], credentials: Credentials | None, *, hello: Callable[[], Awaitable[pb.Hello]],
                  on_desired: Callable[[pb.Desired], None], on_query: Callable[[pb.Query], Awaitable[pb.Reply]],
-                 lease: Lease | None = None):
+                 lease: Lease | None = None,
+                 connect: "Callable[[str], AbstractAsyncContextManager[grpc.aio.Channel]] | None" = None):
         if not endpoints:
             raise ValueError("an agent needs at least one endpoint of the control plane")
         self._endpoints = list(endpoints)
         self._credentials = credentials
+        self._connect = connect or self._channel
         self._hello = hello
         self._on_desired = on_desired
         self._on_query = on_query
@@ -131,6 +168,16 @@ class Link:
         self._stub: HostsStub | None = None
         self._answering: set[asyncio.Task[None]] = set()
         self._sent_on = False               # the replica said farewell: the next one is there
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a stream, and something has come by it."""
+        return self._stub is not None
+
+    @property
+    def silent(self) -> bool:
+        """Whether all that there was to say has been said."""
+        return not self._outbox
 
     def report(self, key: str, message: pb.AgentMessage) -> None:
         """Say something about one thing, now or when there is a stream; only the last about each counts."""
@@ -208,7 +255,7 @@ class Link:
             attempt += 1
             self._sent_on = False
             try:
-                async with self._channel(endpoint) as channel:
+                async with self._connect(endpoint) as channel:
                     reason = "the control plane ended the stream"
                     if await self._attach(endpoint, channel):
                         backoff = FIRST_BACKOFF
@@ -230,7 +277,7 @@ class Link:
             backoff = min(backoff * 2, MAX_BACKOFF)
 
     def _channel(self, endpoint: str) -> grpc.aio.Channel:
-        return self._credentials.channel(endpoint) if self._credentials else grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+        return self._credentials.channel(endpoint) if self._credentials else grpc.aio.insecure_channel(endpoint, options=OPTIONS)
 
     async def _attach(self, endpoint: str, channel: grpc.aio.Channel) -> bool:
         """One stream, from hello to its end; whether any wish came by it."""
@@ -265,7 +312,7 @@ class Link:
                         if writer is None:
                             log.info("attached to the control plane at %s", endpoint)
                             self._attached, self._stub = True, stub
-                            writer = asyncio.create_task(self._write(stream, at_once=lease.bound != hello.leased))
+                            writer = asyncio.create_task(self._write(stream, message, at_once=lease.bound != hello.leased))
                         self._on_desired(message.desired)
                     case "query":
                         self._answer(message.query)
@@ -290,7 +337,7 @@ class Link:
         lapsed = asyncio.ensure_future(lease.lapse())
         try:
             while not self._cut:
-                await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8)
+                await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8 if lease.seconds else DEAF / 3)
                 patience = lease.seconds * (DEAF_PART if self._attached else CONNECT_PART) or DEAF
                 if lapsed.done():
                     self._cut = "the lease has run out"
@@ -300,13 +347,16 @@ class Link:
         finally:
             lapsed.cancel()
 
-    async def _write(self, stream: grpc.aio.StreamStreamCall, *, at_once: bool) -> None:
+    async def _write(self, stream: grpc.aio.StreamStreamCall, first: pb.ControlMessage, *, at_once: bool) -> None:
         """Say what there is to say, and that we live, until the stream ends.
 
-        `at_once`: the control plane does not know yet that the guests are bound by a lease, and cannot count on it before.
+        Args:
+          first: the stream's first message.
+          at_once: the control plane does not know yet that the guests are bound by a lease, and cannot count on it before.
         """
         loop = asyncio.get_running_loop()
-        number, due = 0, loop.time() + (0.0 if at_once else HEARTBEAT)
+        every = first.welcome.heartbeat_seconds or HEARTBEAT
+        number, due = 0, loop.time() + (0.0 if at_once else every)
         try:
             while True:
                 messages: list[pb.AgentMessage] = []
@@ -314,10 +364,10 @@ class Link:
                     async with asyncio.timeout_at(due):
                         messages = await self._outbox.take()
                 if loop.time() >= due:
-                    number, due = number + 1, loop.time() + HEARTBEAT
+                    number, due = number + 1, loop.time() + every
                     self._lease.said(number)
                     messages.append(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number, leased=self._lease.bound)))
-                for message in messages:
+                for message in _together(messages) if first.HasField("welcome") else messages:
                     if not self._lease.holds():
                         return             # _guard ends the stream
                     await stream.write(message)
@@ -331,3 +381,28 @@ class Link:
         task = asyncio.create_task(answer())
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
+
+
+def _together(messages: Sequence[pb.AgentMessage]) -> Iterator[pb.AgentMessage]:
+    """The same in fewer messages: what was observed many at a time, all else as it is."""
+    if len(messages) < 2:
+        yield from messages
+        return
+    observed, count = pb.Observations(), 0
+    for message in messages:
+        match message.WhichOneof("message"):
+            case "port":
+                observed.ports.append(message.port)
+            case "server":
+                observed.servers.append(message.server)
+            case "gone":
+                observed.gone.append(message.gone)
+            case _:
+                yield message
+                continue
+        count += 1
+        if count == TOGETHER:
+            yield pb.AgentMessage(observations=observed)
+            observed, count = pb.Observations(), 0
+    if count:
+        yield pb.AgentMessage(observations=observed)

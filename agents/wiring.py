@@ -72,7 +72,8 @@ class Wiring:
             for port_id in wired - before:
                 self._on_port(port_id, True)
             for port_id in before - wired:
-                self._on_port(port_id, False)
+                if f"port/{port_id}" in self._objects:          # of one that is to go nobody asks
+                    self._on_port(port_id, False)
             async with self._pass_ended:
                 self._made = asked
                 self._pass_ended.notify_all()

@@ -58,6 +58,11 @@ class Worklist:
         """How often a key failed in a row, not counting what runs now."""
         return self._failures.get(key, 0)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no key is being worked on or waits to be."""
+        return not self._tasks and not self._timers
+
     async def close(self) -> None:
         """Stop what runs, and start nothing more."""
         self._closed = True

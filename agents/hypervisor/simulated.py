@@ -5,7 +5,7 @@ that leaves, a process that is killed) is a method each.
 """
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import replace
 
 from agents.hypervisor.driver import Domain, Fault, Images, Say, Wish
@@ -17,20 +17,25 @@ INVENTORY = Inventory(vcpus=64, ram_mib=256 * 1024, disk_gib=4096, hypervisor_ty
                       architecture="x86_64", cpu_model="simulated", notice="simulated: no server of this host really runs")
 
 
+#: Awaited before something is done to a server, with the verb ("start", "stop" or "remove") and the server's id: takes the time
+#: that it takes, and raises Fault where it fails.
+Before = Callable[[str, str], Awaitable[None]]
+
+
+async def _at_once(verb: str, server_id: str) -> None:
+    """Everything works and takes no time."""
+
+
 class SimulatedHypervisor:
-    """driver.Hypervisor in memory.
+    """driver.Hypervisor in memory."""
 
-    Args:
-      start_seconds: that a start takes.
-    """
-
-    def __init__(self, inventory: Inventory = INVENTORY, *, images: Images | None = None, start_seconds: float = 0.0):
+    def __init__(self, inventory: Inventory = INVENTORY, *, images: Images | None = None, before: Before = _at_once):
         self.domains: dict[str, Domain] = {}
         self.disks: dict[str, bytes] = {}              # a word for what is on each
         self.deaf: set[str] = set()                    # guests that do not hear when asked to shut down
         self._inventory = inventory
         self._images = images
-        self._start_seconds = start_seconds
+        self._before = before
         self._consoles: dict[str, str] = {}
         self._changed: asyncio.Queue[str] = asyncio.Queue()
 
@@ -47,7 +52,7 @@ class SimulatedHypervisor:
             if server.disk_gib and server.image.size > server.disk_gib << 30:
                 raise Fault("The image does not fit on the flavor's root disk: choose a flavor with more disk.", final=True)
             say("starting")
-            await asyncio.sleep(self._start_seconds)
+            await self._before("start", server.id)
             self.disks.setdefault(server.id, uuid.uuid4().bytes)
             self._consoles[server.id] = self._consoles.get(server.id, "") + "guest ready\r\n"
         self._become(server.id, Domain(Seen.RUNNING, server.generation, server.reboots))
@@ -64,6 +69,8 @@ class SimulatedHypervisor:
         await self.ensure_running(wish, lambda _: None)
 
     async def ensure_gone(self, server_id: str) -> None:
+        if server_id in self.domains:
+            await self._before("remove", server_id)
         self._consoles.pop(server_id, None)
         self.disks.pop(server_id, None)
         if self.domains.pop(server_id, None):
@@ -107,6 +114,7 @@ class SimulatedHypervisor:
         domain = self.domains[server_id]
         if domain.seen in (Seen.LEFT, Seen.OFF):
             return
+        await self._before("stop", server_id)
         hears = server_id not in self.deaf and domain.seen is Seen.RUNNING
         if grace and not hears:
             await asyncio.sleep(grace)

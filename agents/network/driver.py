@@ -1,5 +1,5 @@
 """What an agent asks of its host's networking: two verbs, each safe to repeat, and a twin that does it in memory."""
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from protos.internal.v1.hosts_pb2 import HostObject
@@ -18,19 +18,29 @@ class HostNetworking(Protocol):
         """Remove everything that this cloud made on the host, whoever made it and whenever."""
 
 
-class SimulatedNetworking:
-    """A host's networking that exists in memory alone, for simulated fleets. It wires a port when its network is there."""
+async def _at_once() -> None:
+    """Everything works and takes no time."""
 
-    def __init__(self) -> None:
-        self.objects: dict[str, HostObject] = {}
+
+class SimulatedNetworking:
+    """A host's networking that exists in memory alone, for simulated fleets. It wires a port when its network is there.
+
+    `before` is awaited before each pass that has ports to wire: takes the time that it takes, and raises where it fails.
+    """
+
+    def __init__(self, before: Callable[[], Awaitable[None]] = _at_once) -> None:
+        self.objects: Mapping[str, HostObject] = {}
         self.wired: set[str] = set()
+        self._before = before
 
     async def apply(self, objects: Mapping[str, HostObject]) -> set[str]:
-        self.objects = dict(objects)
-        self.wired = {item.port.id for item in objects.values()
-                      if item.WhichOneof("object") == "port" and f"network/{item.port.network_id}" in objects}
-        return set(self.wired)
+        wired = {item.port.id for key, item in objects.items()
+                 if key.startswith("port/") and f"network/{item.port.network_id}" in objects}
+        if wired - self.wired:
+            await self._before()
+        self.objects, self.wired = objects, wired
+        return set(wired)
 
     async def teardown(self) -> None:
-        self.objects.clear()
+        self.objects = {}
         self.wired.clear()

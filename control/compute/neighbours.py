@@ -46,7 +46,7 @@ class Ports(Protocol):
     def security_groups(self, server_id: str) -> list[str]:
         """Names of the security groups on any of the server's ports."""
 
-    def wired(self, server_id: str) -> bool:
+    def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         """Whether every port of the server was reported up by its host."""
 
 

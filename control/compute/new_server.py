@@ -224,14 +224,14 @@ def _set_place(server: ServerRecord, new: NewServer, caller: Caller, database: D
         raise Invalid("compute.server.availability_zone", "availability_zone is ZONE or ZONE:HOST:NODE, not "
                                                           f"{new.availability_zone[:80]!r}.")
     named = {name for name in (*forced, new.host, new.hypervisor_hostname) if name}
-    known = {record.name: fleet.zone_of(database, record) for record in database.rows(fleet.HOST)}
     if named and not caller.is_admin:
         raise Denied("compute.server.host", "Only an admin may choose the host of a server: leave it out.")
-    if missing := sorted(named - known.keys()):
+    if missing := sorted(name for name in named if database.get(fleet.HOST, name) is None):
         raise Invalid("compute.server.host", f"Compute host {missing[0][:80]!r} could not be found.")
     if len(named) > 1:
         raise Invalid("compute.server.host", f"A server is on one host, not on {' and '.join(sorted(named))}: a host is its own "
                                              "node.")
-    if zone and zone not in {fleet.DEFAULT_ZONE, *known.values()}:
+    if zone not in ("", fleet.DEFAULT_ZONE) and all(
+            zone != fleet.zone_of(database, record) for record in database.rows(fleet.HOST)):
         raise Invalid("compute.server.availability_zone", f"The requested availability zone {zone[:80]!r} is not available.")
     server.availability_zone, server.forced_host = zone, next(iter(named), "")

@@ -30,25 +30,23 @@ class Observer:
         self._placer = placer
         self._now = now
 
-    async def observed_server(self, host: str, server: ObservedServer) -> None:
-        def decide(tx: Transaction) -> str:
-            record = tx.get(SERVER, server.id)
-            if record is None:
-                return ""
-            if record.host != host:
-                return self._observe_arrival(tx, record, host, server)
-            before, now = model.derive(record), self._now()
-            if not model.observe(record, server, self._ports.wired(server.id), now):
-                return ""
-            after = model.derive(record)
-            if after != before:
-                record.updated_at.CopyFrom(now)
-            tx.put(SERVER, record)
-            history.closed(tx, record, now)
-            return f"{before.status} -> {after.status}" if after.status != before.status else ""
-
-        if change := await self._database.transact(decide):
-            log.info("server %s: %s%s", server.id, change, f": {server.fault}" if server.fault else "")
+    def observed_server(self, tx: Transaction, host: str, server: ObservedServer) -> str:
+        record = tx.get(SERVER, server.id)
+        if record is None:
+            return ""
+        if record.host != host:
+            return self._observe_arrival(tx, record, host, server)
+        before, now = model.derive(record), self._now()
+        if not model.observe(record, server, self._ports.wired(server.id, tx), now):
+            return ""
+        after = model.derive(record)
+        if after != before:
+            record.updated_at.CopyFrom(now)
+        tx.put(SERVER, record)
+        history.closed(tx, record, now)
+        if after.status == before.status:
+            return ""
+        return f"server {server.id}: {before.status} -> {after.status}{f': {server.fault}' if server.fault else ''}"
 
     def _observe_arrival(self, tx: Transaction, record: ServerRecord, host: str, seen: ObservedServer) -> str:
         """A server that leaves is at its target from the moment that its disk is whole there."""
@@ -59,19 +57,20 @@ class Observer:
             self._placer.take_over(tx, record.id, move.id)
             model.arrive(record)
             self._ports.bind(tx, record.id, record.host)
-            said = f"its disk is on {record.host}"
+            said = f"server {record.id}: its disk is on {record.host}"
         elif seen.fault and seen.fault_final:
             self._placer.release(tx, move.id)
             model.turn_back(record, str(uuid.uuid4()), seen.fault[:1024], failed=True)
-            said = "does not move"
+            said = f"server {record.id}: stays on {record.host}: {seen.fault}"
         else:
             return ""
         record.updated_at.CopyFrom(self._now())
         tx.put(SERVER, record)
         return said
 
-    async def observed_port(self, host: str, port: ObservedPort) -> None:
+    def observed_port(self, tx: Transaction, host: str, port: ObservedPort) -> str:
         """Ports are the network's; the reconciler looks at them when a server waits for one."""
+        return ""
 
     async def gone(self, host: str, gone: Gone) -> None:
         collection, _, server_id = gone.key.partition("/")

@@ -3,7 +3,8 @@
 Computed from the cache alone. What changes an object is the server's generation, its host or its way to another one, so only
 these wake hosts up.
 """
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 from control.compute import model
 from control.compute.model import ABSENT, SERVER, STOPPED
@@ -14,6 +15,9 @@ from control.kernel.database import Database
 from control.kernel.interfaces import DiskMove
 from protos.compute.v1.records_pb2 import ServerRecord
 from protos.internal.v1.hosts_pb2 import GuestData, HostObject, HostServer
+
+#: The one record that changes with every aggregate, and with it the zones of hosts.
+_SEQUENCE = fleet.AGGREGATE_SEQUENCE.key("last")
 
 
 class Projection:
@@ -34,12 +38,31 @@ class Projection:
         return {host for server in (before, after) if server is not None
                 for host in (server.host, *model.visited(server)) if host}  # type: ignore[attr-defined, arg-type]
 
-    def objects_for(self, host: str) -> Iterable[HostObject]:
-        for server in self._database.cache.by(SERVER, "host", host):
-            yield HostObject(key=f"server/{server.id}", server=self._host_server(server))
-        for server in self._database.cache.by(SERVER, "visited", host):
+    def shared_by(self, change: Change) -> Iterable[str]:
+        return ()
+
+    def hosts_sharing(self, name: str) -> Iterable[str]:
+        return ()
+
+    def parts_for(self, host: str) -> Sequence[tuple[str, int | None, Callable[[], HostObject]]]:
+        cache = self._database.cache
+        place = (cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0])
+        parts: list[tuple[str, int | None, Callable[[], HostObject]]] = []
+        for server in cache.by(SERVER, "host", host):
+            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *self._ports.ids(server.id),
+                            *self._ports.security_groups(server.id)))
+            parts.append((f"server/{server.id}", version, functools.partial(self._object, server)))
+        for server in cache.by(SERVER, "visited", host):
             if server.host != host and (wish := self._visit(server, host)) is not None:
-                yield HostObject(key=f"server/{server.id}", server=wish)
+                parts.append((f"server/{server.id}", None, functools.partial(HostObject, key=f"server/{server.id}", server=wish)))
+        return parts
+
+    def objects_for(self, host: str) -> list[HostObject]:
+        """Every object that the host shall have now."""
+        return [make() for _, _, make in self.parts_for(host)]
+
+    def _object(self, server: ServerRecord) -> HostObject:
+        return HostObject(key=f"server/{server.id}", server=self._host_server(server))
 
     def _visit(self, server: ServerRecord, host: str) -> HostServer | None:
         """What a host shall have of a server that is another one's."""

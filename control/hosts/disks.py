@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control.hosts.neighbours import DiskMoves
-from control.kernel import fleet
+from control.kernel import fleet, pki
 from control.kernel.database import Database
 from control.kernel.errors import Conflict, Denied, Invalid, NotFound, Unavailable
 from control.kernel.replicas import REPLICA
@@ -45,7 +45,7 @@ class Disks:
         move = self._moves.disk_move(request.server_id)
         if move is None or move.id != request.move_id:
             raise Conflict("host.disk", f"Server {request.server_id[:80]} does not move, or not any more.")
-        if call.peer != move.target:
+        if not pki.speaks_for(call.peer, move.target):
             raise Denied("host.disk", f"Server {request.server_id} does not move to {call.peer!r}.")
         source = self._db.get(fleet.HOST, move.source)
         if source is None or not source.replica:
@@ -97,7 +97,7 @@ class Disks:
                 pipe = self._pipes.get(move_id)
                 if not chunk.HasField("head") or pipe is None:
                     raise NotFound("host.disk", "Nobody waits for that disk here.")
-                if call.peer != pipe.source:
+                if not pki.speaks_for(call.peer, pipe.source):
                     raise Denied("host.disk", f"{call.peer!r} is not the host that the disk is on.")
             elif chunk.HasField("head") or not (chunk.HasField("tail") or 1 <= len(chunk.data) <= MAX_CHUNK):
                 raise Invalid("host.disk", f"A disk is sent as a head, chunks of 1 to {MAX_CHUNK} bytes, and a tail.")

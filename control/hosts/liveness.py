@@ -72,7 +72,7 @@ class Liveness:
     # Down
 
     def _missed(self, name: str) -> bool:
-        return not self._attached(name) and self._leases.over(name, leases.GRACE)
+        return not self._attached(name) and self._leases.over(name)
 
     async def _watch_orphans(self, fence: Sequence[Guard]) -> None:
         def note(change: Change) -> None:
@@ -102,7 +102,7 @@ class Liveness:
                 with contextlib.suppress(Error):       # of the store: the next look tries again
                     if await self._db.transact(lambda tx: still(host) and records.down(tx, host.name, host.replica),
                                                guards=guards):
-                        log.warning("host %s is silent since %.0f s: down", host.name, leases.GRACE)
+                        log.warning("host %s is silent: down", host.name)
                         self._leases.forget(host.name)
 
         await asyncio.gather(*map(one, hosts))

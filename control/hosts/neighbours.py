@@ -1,5 +1,5 @@
 """What the hosts service asks of the services whose things live on hosts. main.py passes the real ones in."""
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 from control.kernel.cache import Change
@@ -8,6 +8,10 @@ from control.kernel.interfaces import DiskMove
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostObject, ObservedPort, ObservedServer, Query, Reply
 
+#: One object that a host shall have: its key, its version, and what makes it when it is needed. While the version is the same, so
+#: is the object; None: unknown.
+Part = tuple[str, int | None, Callable[[], HostObject]]
+
 
 class Projection(Protocol):
     """One service's part of what hosts shall be like, computed from the cache alone."""
@@ -15,16 +19,26 @@ class Projection(Protocol):
     def hosts_of(self, change: Change) -> Iterable[str]:
         """The hosts whose objects a change may have touched. Quick, no I/O; naming one too many costs little."""
 
-    def objects_for(self, host: str) -> Iterable[HostObject]:
+    def shared_by(self, change: Change) -> Iterable[str]:
+        """Names of what a change touches that many hosts may share and none waits for: they hear of it a little later."""
+
+    def hosts_sharing(self, name: str) -> Iterable[str]:
+        """The hosts that share a thing that `shared_by` named."""
+
+    def parts_for(self, host: str) -> Iterable[Part]:
         """Every object of this service that the host shall have now."""
 
 
 class Observer(Protocol):
-    """Where a service learns what agents see. Each call may come again with the same content: write only what changed."""
+    """Where a service learns what agents see. Each call may come again with the same content: write only what changed.
 
-    async def observed_server(self, host: str, server: ObservedServer) -> None: ...
+    The first two join the transaction that takes in what an agent said at once, ports before servers; a text that they return is
+    logged when it is committed.
+    """
 
-    async def observed_port(self, host: str, port: ObservedPort) -> None: ...
+    def observed_server(self, transaction: Transaction, host: str, server: ObservedServer) -> str: ...
+
+    def observed_port(self, transaction: Transaction, host: str, port: ObservedPort) -> str: ...
 
     async def gone(self, host: str, gone: Gone) -> None: ...
 

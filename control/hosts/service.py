@@ -5,6 +5,7 @@ sent goes out; nothing else is kept, so a lost stream costs one snapshot. A stre
 this replica: when another commit takes the host away, or this replica may have been taken for gone, it ends.
 """
 import asyncio
+import hashlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -14,14 +15,25 @@ from control.hosts.disks import Disks
 from control.hosts.leases import Leases
 from control.hosts.liveness import Fencing, Liveness
 from control.hosts.neighbours import DiskMoves, ImageBytes, Inventories, Membership, Observer, OtherReplicas, Projection
-from control.kernel import fleet
+from control.kernel import fleet, pki
 from control.kernel.cache import Change
-from control.kernel.database import Database
+from control.kernel.database import Database, Transaction
 from control.kernel.errors import Denied, Error, Invalid, NotFound, Unavailable
 from control.kernel.rpc import Call
 from protos.internal.v1 import hosts_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+#: Seconds between an agent's heartbeats where there are no leases, and how many a second this replica takes in all: with more
+#: hosts each is heard of less often. More cost CPU at rest (60 us each), fewer show later that an agent hangs.
+HEARTBEAT, HEARTBEATS = leases.HEARTBEAT, 1000
+
+#: Seconds after which hosts hear of what many share, and how many are told at once, 20 times in such a while. Shorter, and more:
+#: a large security group is sent to its hosts more often; longer, and fewer: a group's other members know a new one later.
+LATER, AT_ONCE = 1.0, 25
+
+#: Ports, and servers, that are taken in by one commit: with their history they fit into one.
+TOGETHER = 20
 
 #: Seconds that an agent has to answer a question.
 ANSWER_WITHIN = 10.0
@@ -30,12 +42,16 @@ ANSWER_WITHIN = 10.0
 class Session:
     """One attached agent: what it was sent last, and the questions that it has not answered."""
 
-    def __init__(self, host: str, epoch: int, term: int):
+    __slots__ = ("answers", "closed", "dirty", "epoch", "heard", "heartbeat", "host", "queries", "sent", "snapshot_due", "term",
+                 "wake")
+
+    def __init__(self, host: str, epoch: int, term: int, heartbeat: float):
         self.host = host
         self.epoch = epoch
         self.term = term                            # of this replica, in which the host came to it
         self.heard: int | None = 0                  # number of the heartbeat to acknowledge; 0: the hello; None: none
-        self.sent: dict[str, bytes] = {}
+        self.heartbeat = heartbeat                  # seconds, as the agent was told
+        self.sent: dict[str, tuple[int | None, bytes]] = {}    # version and digest of each object, by key
         self.snapshot_due = True
         self.dirty = True
         self.closed: str = ""                       # why
@@ -75,6 +91,7 @@ class Hosts:
         self._peers = peers
         self._leaving = False
         self._sessions: dict[str, Session] = {}
+        self._shared: set[tuple[Projection, str]] = set()     # what has changed that many hosts share
         self._query_ids = itertools.count(1)
 
     # The rpcs
@@ -83,6 +100,7 @@ class Hosts:
         hello = await self._hello(requests, call)
         session = await self._attach(hello)
         reader = asyncio.create_task(self._read(session, requests))
+        welcome: pb.Welcome | None = pb.Welcome(heartbeat_seconds=session.heartbeat)
         try:
             while not (session.closed or self._leaving):
                 session.wake.clear()
@@ -90,7 +108,8 @@ class Hosts:
                 if lease or not session.snapshot_due:
                     desired = self._difference(session) if session.dirty else None
                     if lease or desired:
-                        yield pb.ControlMessage(lease=lease, desired=desired)
+                        yield pb.ControlMessage(lease=lease, desired=desired, welcome=welcome)
+                        welcome = None
                     queries, session.queries = session.queries, []
                     for query in queries:
                         yield pb.ControlMessage(query=query)
@@ -111,10 +130,11 @@ class Hosts:
             raise Unavailable("host.replica", "This replica is not listed at the moment: try another one.")
         if older := self._sessions.pop(hello.host, None):
             older.close("a newer stream of the same host took over")
-        self._leases.acknowledge(hello.host)       # before the commit: a look for missed hosts that goes on now sees this one
+        heartbeat = leases.LEASE / 3 if self._fencing.automatic else max(HEARTBEAT, len(self._sessions) / HEARTBEATS)
+        self._leases.acknowledge(hello.host, heartbeat)      # before the commit, for a look for missed hosts that goes on now
         host = await self._db.transact(lambda tx: records.attach(
             tx, hello, self._inventories, self._membership.id, self._fencing.automatic))
-        session = Session(hello.host, host.epoch, term)
+        session = Session(hello.host, host.epoch, term, heartbeat)
         if older := self._sessions.get(hello.host):
             older.close("a newer stream of the same host took over")
         self._sessions[hello.host] = session
@@ -131,7 +151,7 @@ class Hosts:
                 session.close("this replica was not listed for a moment")
             return None
         number, session.heard = session.heard, None
-        self._leases.acknowledge(session.host)
+        self._leases.acknowledge(session.host, session.heartbeat)
         return pb.Lease(heartbeat=number, seconds=leases.LEASE if self._fencing.automatic else 0, epoch=session.epoch)
 
     def _check(self, session: Session) -> None:
@@ -196,12 +216,13 @@ class Hosts:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.liveness.watch_own())
                 group.create_task(self._catch_up())
+                group.create_task(self._tell_later())
 
     async def _catch_up(self) -> None:
         """Have acknowledgements sent that this replica could not give when they were due."""
         while True:
             await asyncio.sleep(leases.LOOK_EVERY)
-            for session in self._sessions.values():
+            for session in list(self._sessions.values()):
                 if session.heard is not None:
                     session.wake.set()
 
@@ -214,16 +235,37 @@ class Hosts:
             for host in projection.hosts_of(change):
                 if session := self._sessions.get(host):
                     session.touch()
+            self._shared.update((projection, name) for name in projection.shared_by(change))
+
+    async def _tell_later(self) -> None:
+        """Tell the hosts that share what has changed, a few at a time: what others wait for goes between."""
+        while True:
+            await asyncio.sleep(LATER)
+            shared, self._shared = self._shared, set()
+            hosts = {host for projection, name in shared for host in projection.hosts_sharing(name)}
+            for number, host in enumerate(hosts, 1):
+                if session := self._sessions.get(host):
+                    session.touch()
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(LATER / 20)
 
     def _difference(self, session: Session) -> pb.Desired | None:
         session.dirty = False
-        objects = [thing for projection in self._projections for thing in projection.objects_for(session.host)]
-        wanted = {thing.key: thing.SerializeToString(deterministic=True) for thing in objects}
-        desired = pb.Desired(
-            revision=self._db.cache.revision, snapshot=session.snapshot_due,
-            upserts=[thing for thing in objects if session.snapshot_due or session.sent.get(thing.key) != wanted[thing.key]],
-            removed=[key for key in session.sent if key not in wanted])
-        session.sent = wanted
+        before, after = session.sent, {}
+        desired = pb.Desired(revision=self._db.cache.revision, snapshot=session.snapshot_due)
+        for projection in self._projections:
+            for key, version, make in projection.parts_for(session.host):
+                known = before.get(key)
+                if known is not None and version is not None and known[0] == version:
+                    after[key] = known
+                    continue
+                thing = make()
+                digest = hashlib.blake2b(thing.SerializeToString(deterministic=True), digest_size=16).digest()
+                after[key] = version, digest
+                if session.snapshot_due or known is None or known[1] != digest:
+                    desired.upserts.append(thing)
+        desired.removed.extend(key for key in before if key not in after)
+        session.sent = after
         if not (desired.snapshot or desired.upserts or desired.removed):
             return None
         session.snapshot_due = False
@@ -233,22 +275,22 @@ class Hosts:
         async for message in requests:
             if message.WhichOneof("message") != "hello" or not 1 <= len(message.hello.host) <= 255:
                 break
-            if message.hello.host != call.peer:
+            if not pki.speaks_for(call.peer, message.hello.host):
                 raise Denied("host.name", f"The certificate is for {call.peer!r}, not for host {message.hello.host!r}.")
             return message.hello
         raise Invalid("host.hello", "An agent's first message must be its hello with a host name of 1 to 255 characters.")
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.AgentMessage]) -> None:
-        reason = "the agent ended its stream"
+        reason, silence = "the agent ended its stream", leases.MISSED * session.heartbeat
         try:
             while True:
-                async with asyncio.timeout(leases.SILENCE):
+                async with asyncio.timeout(silence):
                     message = await anext(requests)
                 await self._observe(session, message)
         except StopAsyncIteration:
             pass
         except TimeoutError:
-            reason = f"silent for {leases.SILENCE:.0f} s"
+            reason = f"silent for {silence:.0f} s"
         except Exception as error:      # a broken stream raises what the transport likes
             reason = f"its stream broke: {type(error).__name__}"
         finally:
@@ -264,19 +306,47 @@ class Hosts:
         if kind in ("heartbeat", "readmit"):
             await self._alive(session, message)
             return
-        for observer in self._observers:
-            try:
-                match kind:
-                    case "server":
-                        await observer.observed_server(session.host, message.server)
-                    case "port":
-                        await observer.observed_port(session.host, message.port)
-                    case "gone":
-                        await observer.gone(session.host, message.gone)
-            except Error as error:
-                # The agent says it again with its next snapshot; its stream is the place to fail, so that it does.
-                log.warning("host %s: could not take its %s: %s", session.host, kind, error)
+        try:
+            match kind:
+                case "server":
+                    await self._take_in(session.host, [], [message.server])
+                case "port":
+                    await self._take_in(session.host, [message.port], [])
+                case "gone":
+                    await self._gone(session.host, message.gone)
+                case "observations":
+                    seen = message.observations
+                    for first in range(0, max(len(seen.ports), len(seen.servers)), TOGETHER):
+                        last = first + TOGETHER
+                        await self._take_in(session.host, seen.ports[first:last], seen.servers[first:last])
+                    await asyncio.gather(*(self._gone(session.host, gone) for gone in seen.gone))
+        except Error as error:
+            # The agent says it again with its next snapshot; its stream is the place to fail, so that it does.
+            log.warning("host %s: could not take its %s: %s", session.host, kind, error)
+            raise
+
+    async def _take_in(self, host: str, ports: Sequence[pb.ObservedPort], servers: Sequence[pb.ObservedServer]) -> None:
+        """Write down what an agent saw of some ports and servers, in one commit."""
+        def decide(tx: Transaction) -> list[str]:
+            said = [observer.observed_port(tx, host, port) for port in ports for observer in self._observers]
+            return said + [observer.observed_server(tx, host, server) for server in servers for observer in self._observers]
+
+        try:
+            said = await self._db.transact(decide)
+        except ValueError:                 # more than one commit holds
+            if len(ports) + len(servers) < 2:
                 raise
+            for port in ports:
+                await self._take_in(host, [port], [])
+            for server in servers:
+                await self._take_in(host, [], [server])
+            return
+        for text in filter(None, said):
+            log.info("%s", text)
+
+    async def _gone(self, host: str, gone: pb.Gone) -> None:
+        for observer in self._observers:
+            await observer.gone(host, gone)
 
     async def _alive(self, session: Session, message: pb.AgentMessage) -> None:
         """A heartbeat is acknowledged; an agent that removed what was not its host's is readmitted."""

@@ -60,14 +60,17 @@ def ensure_leaf(directory: Path, name: str, sans: Iterable[str] = (), *, server:
     """A certificate of the authority in `directory` for `name` (<name>.crt, <name>.key), renewed in its last third.
 
     Args:
-      name: the common name; letters, digits, dots, dashes, at most 64.
+      name: the common name; letters, digits, dots, dashes, at most 64. "*.sim" is for every host of one label before ".sim"; its
+        files are called "_.sim".
       sans: DNS names and IP addresses that it holds for, beside the name itself.
       server, client: what it may be used for; etcd's own needs both.
     """
-    if not 0 < len(name) <= 64 or not all(c.isalnum() or c in ".-" for c in name) or name.startswith(".") or name == "ca":
+    plain = name.removeprefix("*.")
+    if not 0 < len(name) <= 64 or not all(c.isalnum() or c in ".-" for c in plain) or plain.startswith(".") or name == "ca":
         raise ValueError(f"{name!r} cannot be the name of a certificate")
     authority = ensure_ca(directory)
-    files = Credentials(authority.ca, directory / f"{name}.crt", directory / f"{name}.key")
+    stem = name.replace("*", "_")
+    files = Credentials(authority.ca, directory / f"{stem}.crt", directory / f"{stem}.key")
     names = _general_names([name, *sans])
     usages = [usage for wanted, usage in ((server, ExtendedKeyUsageOID.SERVER_AUTH), (client, ExtendedKeyUsageOID.CLIENT_AUTH))
               if wanted]
@@ -90,6 +93,15 @@ def ensure_leaf(directory: Path, name: str, sans: Iterable[str] = (), *, server:
                 builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             _write(files, builder.sign(ca_key, hashes.SHA256()), key)
     return files
+
+
+def speaks_for(common_name: str, host: str) -> bool:
+    """Whether a certificate is for a host: its own, or that of a family ("*.sim") of which the host is one."""
+    first, _, family = common_name.partition(".")
+    if first != "*":
+        return common_name == host
+    label, _, rest = host.partition(".")
+    return bool(family) and rest == family and label not in ("", "*")
 
 
 def _still_good(leaf: x509.Certificate, ca: x509.Certificate, names: Sequence[x509.GeneralName],

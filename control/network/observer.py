@@ -11,20 +11,18 @@ class Observer:
     def __init__(self, database: Database):
         self._database = database
 
-    async def observed_server(self, host: str, server: ObservedServer) -> None:
-        return None
+    def observed_server(self, tx: Transaction, host: str, server: ObservedServer) -> str:
+        return ""
 
-    async def observed_port(self, host: str, port: ObservedPort) -> None:
+    def observed_port(self, tx: Transaction, host: str, port: ObservedPort) -> str:
         """Write a port's status when it changed; a report from a host that the port is not on any more says nothing."""
         status = "ACTIVE" if port.up else "DOWN"
-
-        def decide(tx: Transaction) -> None:
-            record = tx.get(PORT, port.id)
-            if record is not None and record.binding_host_id == host and record.status != status:
-                record.status = status
-                tx.put(PORT, record)
-
-        await self._database.transact(decide)
+        known = self._database.get(PORT, port.id)
+        if known is not None and known.binding_host_id == host and known.status != status:
+            record = tx.require(PORT, port.id)
+            record.status = status
+            tx.put(PORT, record)
+        return ""
 
     async def gone(self, host: str, gone: Gone) -> None:
         return None

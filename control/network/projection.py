@@ -1,16 +1,35 @@
 """What each host shall have of the network, computed from the cache alone (the hosts service's Projection protocol).
 
-A host has the networks of the ports that are bound to it, with every member, and the routers on these networks. A router that
-leads outside is on one host, its gateway host, with every network that it joins; the others reach it through the network. One
-that does not is on every host with a port behind it. Which hosts a change may touch is asked of the same relations.
+A host has the networks of the ports that are bound to it, and the routers on these networks. A router that leads outside is on
+one host, its gateway host, with every network that it joins; the others reach it through the network. One that does not is on
+every host with a port behind it. Which hosts a change may touch is asked of the same relations.
+
+Of a network's ports a host knows those that are on it, and the network's own. So what a host holds, and what a new port costs,
+does not grow with the network: in one of 100,000 ports on 10,000 hosts, all members everywhere would be a billion. What does grow
+is a security group that another names as its remote: its members' addresses are in the rules of every host that it is on. These
+hosts hear of a new member later, many changes at a time, and all are given the same message.
 """
 
-from collections.abc import Iterable
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable
 
-from control.kernel.cache import Change
+from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
 from control.network.attributes import prefix
-from control.network.model import DHCP, DOMAIN, FLOATING_IP, GROUP, INTERFACE, NETWORK, PORT, ROUTER, SUBNET, role
+from control.network.model import (
+    DHCP,
+    DOMAIN,
+    FLOATING_IP,
+    GATEWAY,
+    GROUP,
+    INTERFACE,
+    NETWORK,
+    PORT,
+    ROUTER,
+    SUBNET,
+    role,
+)
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1.hosts_pb2 import HostObject
 from protos.network.v1.floatingips_pb2 import FloatingIp
@@ -38,12 +57,23 @@ _UNSEEN = frozenset(
 )
 
 
+#: Messages about groups that are kept for other hosts at most.
+_REMEMBERED = 10_000
+
+#: device_owner of a network's own ports: every host of the network knows them.
+_OWN = (DHCP, INTERFACE, GATEWAY)
+
+
 class Projection:
     """control.hosts.neighbours.Projection, by shape."""
 
     def __init__(self, database: Database):
         self._database = database
         self._cache = database.cache
+        self._changes: Counter[str] = Counter()       # of the members of groups
+        self._made: dict[tuple[str, bool, bool], tuple[int, HostObject]] = {}
+        self._listening = self._cache.listening(self._count)
+        self._listening.__enter__()
 
     # Which hosts
 
@@ -56,7 +86,10 @@ class Projection:
             if record is None:
                 continue
             if kind is PORT:
-                hosts |= self._hosts_of_port(record)
+                if record.binding_host_id:
+                    hosts.add(record.binding_host_id)
+                if record.device_owner in _OWN:
+                    hosts |= self._hosts_of_own_port(record)
             elif kind is NETWORK:
                 hosts |= self._hosts_of_network(record.id)
             elif kind is SUBNET:
@@ -69,15 +102,21 @@ class Projection:
                 hosts |= self._hosts_of_group(record.id)
         return hosts
 
-    def _hosts_of_port(self, port: Port) -> set[str]:
+    def shared_by(self, change: Change) -> Iterable[str]:
+        """The groups whose members a change is of, as far as rules name them."""
+        return [group_id for group_id in _groups_of(change) if self._cache.count(GROUP, "remote", group_id)]
+
+    def _count(self, change: Change) -> None:
+        self._changes.update(_groups_of(change))
+
+    def hosts_sharing(self, name: str) -> Iterable[str]:
+        """The hosts whose rules name a group."""
+        return {host for naming in self._cache.by(GROUP, "remote", name) for host in self._hosts_of_group(naming.id)}
+
+    def _hosts_of_own_port(self, port: Port) -> set[str]:
         hosts = self._hosts_of_network(port.network_id)
-        if port.binding_host_id:
-            hosts.add(port.binding_host_id)
         if port.device_owner == INTERFACE and (router := self._database.get(ROUTER, port.device_id)) is not None:
             hosts |= self._hosts_of_router(router)
-        for group_id in port.security_groups:
-            for naming in self._cache.by(GROUP, "remote", group_id):
-                hosts |= self._hosts_of_group(naming.id)
         return hosts
 
     def _hosts_of_network(self, network_id: str) -> set[str]:
@@ -107,7 +146,11 @@ class Projection:
 
     # What a host has
 
-    def objects_for(self, host: str) -> Iterable[HostObject]:
+    def objects_for(self, host: str) -> list[HostObject]:
+        """Every object that the host shall have now."""
+        return [make() for _, _, make in self.parts_for(host)]
+
+    def parts_for(self, host: str) -> Iterable[tuple[str, int | None, Callable[[], HostObject]]]:
         ports = [port for port in self._cache.by(PORT, "host", host) if port.position]
         network_ids = {port.network_id for port in ports}
         routers = self._routers(host, network_ids)
@@ -121,14 +164,25 @@ class Projection:
             if (network := self._database.get(NETWORK, network_id)) is not None
         }
         for network in networks.values():
-            yield HostObject(key=f"network/{network.id}", network=self._network(network))
+            here = [port for port in ports if port.network_id == network.id]
+            yield f"network/{network.id}", None, functools.partial(self._network_object, network, here)
         for port in sorted(ports, key=lambda port: port.id):
             if port.network_id in networks:
-                yield HostObject(key=f"port/{port.id}", port=_port(port, networks[port.network_id]))
-        for group in self._groups(ports):
-            yield HostObject(key=f"security-group/{group.id}", security_group=group)
+                network = networks[port.network_id]
+                version = hash((self._revision(PORT, port.id), self._revision(NETWORK, network.id)))
+                yield f"port/{port.id}", version, functools.partial(_port_object, port, network)
+        yield from self._groups(ports)
         for router in routers:
-            yield HostObject(key=f"router/{router.id}", router=self._router(router))
+            yield f"router/{router.id}", None, functools.partial(self._router_object, router)
+
+    def _revision(self, kind: Kind, identifier: str) -> int:
+        return self._cache.at(kind, kind.key(identifier))[0]
+
+    def _network_object(self, network: Network, here: Iterable[Port]) -> HostObject:
+        return HostObject(key=f"network/{network.id}", network=self._network(network, here))
+
+    def _router_object(self, router: Router) -> HostObject:
+        return HostObject(key=f"router/{router.id}", router=self._router(router))
 
     def _routers(self, host: str, network_ids: Iterable[str]) -> list[Router]:
         """The routers that are on a host, by id."""
@@ -146,7 +200,7 @@ class Projection:
             key=lambda port: port.id,
         )
 
-    def _network(self, network: Network) -> pb.HostNetwork:
+    def _network(self, network: Network, here: Iterable[Port]) -> pb.HostNetwork:
         shown = pb.HostNetwork(
             id=network.id,
             vni=network.provider_segmentation_id,
@@ -166,7 +220,8 @@ class Projection:
                     routes=[pb.Route(destination=route.destination, next_hop=route.nexthop) for route in subnet.host_routes],
                 )
             )
-        for port in sorted(self._cache.by(PORT, "network", network.id), key=lambda port: port.id):
+        own = [port for owner in _OWN for port in self._cache.by(PORT, "role", role(network.id, owner))]
+        for port in sorted((*here, *own), key=lambda port: port.id):
             if port.fixed_ips:
                 shown.members.append(
                     pb.NetworkMember(
@@ -188,24 +243,34 @@ class Projection:
         router = self._database.get(ROUTER, port.device_id)
         return router.gateway_host if router is not None else ""
 
-    def _groups(self, ports: Iterable[Port]) -> list[pb.HostSecurityGroup]:
+    def _groups(self, ports: Iterable[Port]) -> Iterable[tuple[str, int, Callable[[], HostObject]]]:
         """The groups of a host's ports with their rules, and those that the rules name with their members."""
         used = {group_id for port in ports for group_id in port.security_groups}
         groups = {group_id: group for group_id in used if (group := self._database.get(GROUP, group_id)) is not None}
         remotes = {
             rule.remote_group_id for group in groups.values() for rule in group.security_group_rules if rule.remote_group_id
         }
-        shown = []
         for group_id in sorted({*groups, *remotes}):
-            group = groups.get(group_id)
-            shown.append(
-                pb.HostSecurityGroup(
-                    id=group_id,
-                    rules=_rules(group) if group else (),
-                    members=self._members(group_id) if group_id in remotes else (),
-                )
+            used_here, named_here = group_id in groups, group_id in remotes
+            version = hash((self._revision(GROUP, group_id), self._changes.get(group_id, 0), used_here, named_here))
+            yield f"security-group/{group_id}", version, functools.partial(
+                self._group_object, group_id, version, used_here, named_here
             )
-        return shown
+
+    def _group_object(self, group_id: str, version: int, used_here: bool, named_here: bool) -> HostObject:
+        """A group for hosts: its rules where a port is in it, its members where a rule names it; made once for all hosts."""
+        known = self._made.get((group_id, used_here, named_here))
+        if known is not None and known[0] == version:
+            return known[1]
+        group = self._database.get(GROUP, group_id) if used_here else None
+        shown = pb.HostSecurityGroup(
+            id=group_id, rules=_rules(group) if group else (), members=self._members(group_id) if named_here else ()
+        )
+        made = HostObject(key=f"security-group/{group_id}", security_group=shown)
+        if len(self._made) >= _REMEMBERED:
+            self._made.clear()
+        self._made[group_id, used_here, named_here] = version, made
+        return made
 
     def _members(self, group_id: str) -> list[str]:
         members = set()
@@ -272,6 +337,25 @@ def _seen_change(change: Change) -> bool:
     )
 
 
+def _groups_of(change: Change) -> Iterable[str]:
+    """The groups that a port joined, left, or is in with another address."""
+    if change.kind is not PORT:
+        return ()
+    before, after = change.before, change.after
+    if before is not None and after is not None and _membership(before) == _membership(after):
+        return ()
+    return {group_id for port in (before, after) if port is not None for group_id in port.security_groups}
+
+
+def _membership(port: Port) -> tuple[list[str], list[str], list[str]]:
+    """What a port is to the security groups that it is in."""
+    return (
+        list(port.security_groups),
+        [fixed.ip_address for fixed in port.fixed_ips],
+        [pair.ip_address for pair in port.allowed_address_pairs],
+    )
+
+
 def _addresses(port: Port) -> list[pb.FixedAddress]:
     return [pb.FixedAddress(subnet_id=fixed.subnet_id, ip=fixed.ip_address) for fixed in port.fixed_ips]
 
@@ -291,6 +375,10 @@ def _port(port: Port, network: Network) -> pb.HostPort:
         ],
         admin_up=port.admin_state_up and network.admin_state_up,
     )
+
+
+def _port_object(port: Port, network: Network) -> HostObject:
+    return HostObject(key=f"port/{port.id}", port=_port(port, network))
 
 
 def _rules(group: SecurityGroup) -> list[pb.HostRule]:

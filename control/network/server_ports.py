@@ -132,12 +132,12 @@ class ServerPorts:
         groups = [self._database.get(GROUP, group_id) for port in self._of(server_id) for group_id in port.security_groups]
         return list(dict.fromkeys(group.name for group in groups if group is not None))
 
-    def wired(self, server_id: str) -> bool:
-        return all(port.status == "ACTIVE" for port in self._of(server_id))
+    def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
+        return all(port.status == "ACTIVE" for port in (reads or self._database).rows(PORT, "device", server_id) if port.position)
 
     def _of(self, server_id: str) -> list[Port]:
         ports = [port for port in self._database.cache.by(PORT, "device", server_id) if port.position]
-        return sorted(ports, key=lambda port: port.position)
+        return sorted(ports, key=lambda port: port.position) if len(ports) > 1 else ports
 
     def _make(
         self,

@@ -149,7 +149,10 @@ async def test_a_start_that_goes_on_when_the_lease_runs_out_leaves_no_guest(cloc
     lease = Lease(now=clock)
     lease.said(0)
     granted(lease)
-    async with running(Host(SimulatedHypervisor(start_seconds=0.2), lease=lease)) as host:
+    async def before(verb, server_id):
+        await asyncio.sleep(0.2)
+
+    async with running(Host(SimulatedHypervisor(before=before), lease=lease)) as host:
         host.snapshot(thing := wish())
         await host.until(thing, step="starting")
         clock.now += 12

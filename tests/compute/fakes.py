@@ -104,7 +104,7 @@ class FakePorts:
     def security_groups(self, server_id: str) -> list[str]:
         return ["default"] if self.ids(server_id) else []
 
-    def wired(self, server_id: str) -> bool:
+    def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         return server_id not in self.down
 
 
@@ -181,9 +181,10 @@ class Agent:
         return record is not None and record.seen.generation >= wish.generation
 
     async def report(self, wish: HostServer, **more) -> None:
-        await self._world.observer.observed_server(self.host, ObservedServer(
+        seen = ObservedServer(
             id=wish.id, generation=wish.generation, domain=self.domains.get(wish.id, ObservedServer.MISSING),
-            reboots=self.reboots.get(wish.id, 0), **more))
+            reboots=self.reboots.get(wish.id, 0), **more)
+        await self._world.database.transact(lambda tx: self._world.observer.observed_server(tx, self.host, seen))
 
 
 class ComputeClient(Client):

@@ -323,7 +323,8 @@ async def test_a_disk_that_cannot_come_leaves_the_server_where_it_is():
         await drain(cloud, source)
         await cloud.settle()
         target = cloud.database.get(SERVER, server_id).relocation.target
-        await cloud.observer.observed_server(target, ObservedServer(id=server_id, fault="The image is gone.", fault_final=True))
+        gone = ObservedServer(id=server_id, fault="The image is gone.", fault_final=True)
+        await cloud.database.transact(lambda tx: cloud.observer.observed_server(tx, target, gone))
         await cloud.settle()
         assert cloud.database.get(SERVER, server_id).host == source and server_id in cloud.agents[source].domains
         cloud.check()

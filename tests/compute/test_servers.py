@@ -185,7 +185,8 @@ async def test_a_report_from_another_host_or_with_nothing_new_writes_nothing():
         revision = cloud.database.cache.revision
         await agent.report(wish)
         await agent.report(wish, step="looking around")
-        await cloud.observer.observed_server("node-9", ObservedServer(id=server_id, domain=ObservedServer.CRASHED))
+        crashed = ObservedServer(id=server_id, domain=ObservedServer.CRASHED)
+        await cloud.database.transact(lambda tx: cloud.observer.observed_server(tx, "node-9", crashed))
         assert cloud.database.cache.revision == revision
 
 

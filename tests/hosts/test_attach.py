@@ -1,13 +1,14 @@
 """Agents over real mTLS: they get their host's objects, what they observe arrives, and a silent host is written down."""
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from control.hosts import leases
+from control.hosts import leases, service
 from control.hosts.liveness import Fencing
 from control.hosts.service import Hosts
 from control.kernel import clock, fleet, pki, replicas, rpc
@@ -35,18 +36,28 @@ class Things:
         self.seen: list = []
 
     def hosts_of(self, change: Change):
-        return {thing.service for thing in (change.before, change.after) if change.kind is THING and thing is not None}
+        return {thing.service for thing in (change.before, change.after)
+                if change.kind is THING and thing is not None and "shared" not in thing.used}
 
-    def objects_for(self, host: str):
+    def shared_by(self, change: Change):
+        return ["all"] if change.kind is THING and change.after is not None and "shared" in change.after.used else []
+
+    def hosts_sharing(self, name: str):
+        return {thing.service for thing in self._db.cache.all(THING)}
+
+    def parts_for(self, host: str):
         for thing in self._db.cache.by(THING, "host", host):
-            yield pb.HostObject(key=f"router/{thing.project_id}", router=pb.HostRouter(
-                id=thing.project_id, admin_up=bool(thing.used.get("up"))))
+            key = f"router/{thing.project_id}"
+            router = pb.HostRouter(id=thing.project_id, admin_up=bool(thing.used.get("up")))
+            yield key, self._db.cache.at(THING, THING.key_of(thing))[0], functools.partial(pb.HostObject, key=key, router=router)
 
-    async def observed_server(self, host, server):
+    def observed_server(self, transaction, host, server):
         self.seen.append((host, server.id))
+        return ""
 
-    async def observed_port(self, host, port):
+    def observed_port(self, transaction, host, port):
         self.seen.append((host, port.id))
+        return ""
 
     async def gone(self, host, gone):
         self.seen.append((host, gone.key))
@@ -485,4 +496,58 @@ async def test_a_host_that_is_up_without_a_provider_gets_it_when_its_agent_attac
     await again.read()
     assert database.get(fleet.PROVIDER, record.id).inventories["MEMORY_MB"].total == 8192
     again.cancel()
+    call.cancel()
+
+
+async def test_a_familys_certificate_attaches_its_hosts_and_no_others(world):
+    _, _, _, stub = world
+    call = stub("*.sim").Attach()
+    await call.write(hello("one.sim"))
+    assert (await call.read()).desired.snapshot
+    call.cancel()
+    call = stub("*.sim").Attach()
+    await call.write(hello("one"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call.read()
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_the_first_message_says_how_often_an_agent_is_to_say_that_it_lives(world, monkeypatch):
+    monkeypatch.setattr(service, "HEARTBEATS", 0.1)
+    _, _, _, stub = world
+    calls = []
+    for name, seconds in (("one", 5.0), ("two", 10.0)):
+        call = stub(name).Attach()
+        await call.write(hello(name))
+        assert (await call.read()).welcome.heartbeat_seconds == seconds
+        calls.append(call)
+    for call in calls:
+        call.cancel()
+
+
+async def test_what_was_observed_together_is_taken_in_together_ports_first(world):
+    _, things, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    await call.write(pb.AgentMessage(observations=pb.Observations(
+        servers=[pb.ObservedServer(id=f"s{number}") for number in range(25)], ports=[pb.ObservedPort(id="p")],
+        gone=[pb.Gone(key="server/g")])))
+    await until(lambda: len(things.seen) == 27)
+    assert things.seen[0] == ("one", "p") and things.seen[-1] == ("one", "server/g")
+    assert {name for _, name in things.seen[1:-1]} == {f"s{number}" for number in range(25)}
+    call.cancel()
+
+
+async def test_hosts_that_share_a_thing_hear_of_it_a_little_later(world):
+    database, _, _, stub = world
+    await put(database, "a", "one")
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    for number in range(20):
+        await put(database, "b", "one", shared=number)
+    heard = (await call.read()).desired
+    assert [thing.key for thing in heard.upserts] == ["router/b"]
+    assert heard.revision == database.cache.revision, "many changes at a time"
     call.cancel()

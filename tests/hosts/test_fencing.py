@@ -308,8 +308,9 @@ def test_where_evacuation_is_manual_guests_outlive_any_outage_and_are_evacuated_
         time.sleep(seconds)
         assert run()
         cluster.control(0, "manual")
-        until(lambda: answers(0) and [service["state"] for service in cluster.hosts().values()] == ["up"] * 3, "all is back", 40)
-        time.sleep(1)
+        until(lambda: not any(json.loads((cluster.state / host / "lease.json").read_text())["bound"]
+                              for host in ("near", "other", "far")), "every agent knows that it needs no lease", 40)
+    until(lambda: answers(0) and [service["state"] for service in cluster.hosts().values()] == ["up"] * 3, "all is back", 40)
     assert run()
     lost = "far"
     moving = cluster.on(lost)

@@ -16,6 +16,7 @@ from control.kernel.rpc import Dispatcher
 from control.kernel.store import Store
 from control.network import service
 from protos.internal.v1.fleet_pb2 import HostRecord
+from protos.internal.v1.hosts_pb2 import ObservedPort
 from tests.api.client import Client, Reply
 from tests.upgrade.later_store import LaterStore
 
@@ -127,6 +128,10 @@ class Cloud:
             return made
 
         return await self.database.transact(decide)
+
+    async def observe(self, host: str, port: ObservedPort) -> None:
+        """Take in what a host's agent says of a port."""
+        await self.database.transact(lambda tx: self.observer.observed_port(tx, host, port))
 
     async def shut(self, server_id: str) -> None:
         """Give a server's ports back as compute does."""

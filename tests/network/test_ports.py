@@ -121,12 +121,12 @@ async def test_a_server_s_ports_are_made_bound_reported_and_given_back(any_cloud
     assert cloud.ports.security_groups("vm") == ["default"]
     assert not cloud.ports.wired("vm")
     for port_id in ids:
-        await cloud.observer.observed_port("host-2", ObservedPort(id=port_id, up=True))
+        await cloud.observe("host-2", ObservedPort(id=port_id, up=True))
     assert not cloud.ports.wired("vm")
     for port_id in ids:
-        await cloud.observer.observed_port("host-1", ObservedPort(id=port_id, up=True))
+        await cloud.observe("host-1", ObservedPort(id=port_id, up=True))
     revision = cloud.database.cache.revision
-    await cloud.observer.observed_port("host-1", ObservedPort(id=ids[0], up=True))
+    await cloud.observe("host-1", ObservedPort(id=ids[0], up=True))
     assert cloud.database.cache.revision == revision
     assert cloud.ports.wired("vm")
     shown = await cloud.one.show("port", ids[0])
