@@ -9,7 +9,8 @@ older epoch left behind goes before the host is readmitted.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from agents.hypervisor.driver import MISSING, Domain, Fault, Hypervisor, Outage, Wish
 from agents.hypervisor.model import Seen, Step, Wanted, next_step, reported, wanted
@@ -43,6 +44,16 @@ _ON = (Seen.RUNNING, Seen.PAUSED, Seen.CRASHED)
 Report = Callable[[str, pb.AgentMessage], None]
 
 
+class Movers(Protocol):
+    """The way of disks between hosts (agents.link.Link, by shape)."""
+
+    def fetch_disk(self, server_id: str, move_id: str) -> AsyncIterator[bytes]:
+        """A disk from the host that its server leaves. Raises Fault unless it came whole."""
+
+    async def send_disk(self, move_id: str, chunks: AsyncIterator[bytes]) -> None:
+        """Send a disk to who waits for it. Raises Fault."""
+
+
 class Agent:
     """Makes one host like its objects.
 
@@ -57,6 +68,8 @@ class Agent:
                  reboot_seconds: float = 120.0, workers: int = 32, lease: Lease | None = None):
         self._hypervisor = hypervisor
         self._lease = lease or Lease()
+        self.movers: Movers | None = None                   # to be set where servers may come from other hosts and leave for them
+        self._arrived: dict[str, str] = {}                  # server -> the move whose disk is here
         self._wiping: asyncio.Task[None] | None = None
         self._report = report
         self._stop_seconds = stop_seconds
@@ -113,6 +126,9 @@ class Agent:
                     if f"server/{asked.server_id}" not in self._objects:
                         return pb.Reply(id=query.id, error=f"Server {asked.server_id} is not on this host.")
                     return pb.Reply(id=query.id, data=await self._hypervisor.console_log(asked.server_id, asked.lines))
+                case "disk":
+                    await self._send(query.disk)
+                    return pb.Reply(id=query.id)
             return pb.Reply(id=query.id, error="The host's agent does not know the question: it is older than the control plane.")
         except (Fault, OSError) as error:
             return pb.Reply(id=query.id, error=str(error))
@@ -142,6 +158,9 @@ class Agent:
         if thing is None or not self._lease.holds():
             return None
         server = thing.server
+        if server.HasField("arriving"):
+            await self._arrive(key, server)
+            return None
         domain = await self._look(server.id)
         if domain.generation > server.generation:
             self._refuse(key, server.generation, domain.generation)
@@ -174,6 +193,35 @@ class Agent:
         self._given_up.pop(key, None)
         self._report_server(server, domain)
         return None
+
+    async def _arrive(self, key: str, server: pb.HostServer) -> None:
+        """Have the disk of a server that comes here, and say so. Nothing of it runs here yet."""
+        def say(doing: str) -> None:
+            self._report_server(server, MISSING, step=doing)
+
+        move_id = server.arriving.id
+        if self._arrived.get(server.id) != move_id:
+            try:
+                if self.movers is None:
+                    raise Fault("This host's agent cannot take disks from others.", final=True)
+                log.info("server %s: its disk comes from another host", server.id)
+                await self._hypervisor.take_disk(server, self.movers.fetch_disk(server.id, move_id), say)
+            except Fault as fault:
+                self._report_server(server, MISSING, step="" if fault.final else "waiting to try again", fault=str(fault),
+                                    final=fault.final)
+                if not fault.final:
+                    raise
+                log.warning("server %s: %s", server.id, fault)
+                return
+            self._arrived[server.id] = move_id
+        self._report(key, pb.AgentMessage(server=pb.ObservedServer(id=server.id, arrived=move_id)))
+
+    async def _send(self, asked: pb.DiskQuery) -> None:
+        """Send the disk of a server that is to be off here. Raises Fault."""
+        thing = self._objects.get(f"server/{asked.server_id}")
+        if thing is None or thing.server.power != pb.HostServer.STOPPED or self.movers is None:
+            raise Fault(f"Server {asked.server_id} is not about to leave this host.")
+        await self.movers.send_disk(asked.move_id, self._hypervisor.disk(asked.server_id))
 
     async def _take(self, step: Step, server: pb.HostServer, domain: Domain) -> None:
         def say(doing: str) -> None:
@@ -262,6 +310,7 @@ class Agent:
 
     def _forget(self, key: str) -> None:
         self._given_up.pop(key, None)
+        self._arrived.pop(key.partition("/")[2], None)
         self._starts.pop(key.partition("/")[2], None)
         self._refused = {refused for refused in self._refused if refused[0] != key}
 

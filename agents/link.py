@@ -6,6 +6,7 @@ out: first its guests stop.
 """
 import asyncio
 import contextlib
+import hashlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -29,8 +30,8 @@ HEARTBEAT = 4.0
 
 #: Without an acknowledgement for this part of its lease, the agent tries another endpoint, though the connection may stand: on
 #: a stream that worked, and on one that is being made. What is left must do for two that do not answer. Without a lease there is
-#: no hurry: seconds, and heartbeats.
-DEAF_PART, CONNECT_PART, DEAF, DEAF_BEATS = 0.25, 0.17, 15.0, 3
+#: no hurry: seconds.
+DEAF_PART, CONNECT_PART, DEAF = 0.25, 0.17, 15.0
 
 #: Seconds that what was seen waits for more of it, so that a port and its server are written down by one commit; and that a mere
 #: step waits, which soon is over. Longer shows users later what is done, shorter has the control plane read what nobody will see.
@@ -116,6 +117,7 @@ class Outbox:
         """What was to be said was seen before the guests were stopped, and is true no more."""
         self._said.clear()
         self._waiting.clear()
+        self._filled.clear()
 
     def __bool__(self) -> bool:
         """Whether there is anything to say."""
@@ -155,8 +157,8 @@ class Link:
 
     def __init__(self, endpoints: Sequence[str], credentials: Credentials | None, *, hello: Callable[[], Awaitable[pb.Hello]],
                  on_desired: Callable[[pb.Desired], None], on_query: Callable[[pb.Query], Awaitable[pb.Reply]],
-                 connect: "Callable[[str], AbstractAsyncContextManager[grpc.aio.Channel]] | None" = None,
-                 lease: Lease | None = None):
+                 lease: Lease | None = None,
+                 connect: "Callable[[str], AbstractAsyncContextManager[grpc.aio.Channel]] | None" = None):
         if not endpoints:
             raise ValueError("an agent needs at least one endpoint of the control plane")
         self._endpoints = list(endpoints)
@@ -173,7 +175,6 @@ class Link:
         self._stub: HostsStub | None = None
         self._answering: set[asyncio.Task[None]] = set()
         self._sent_on = False               # the replica said farewell: the next one is there
-        self._heartbeat = HEARTBEAT         # seconds, as the control plane wants it
 
     @property
     def attached(self) -> bool:
@@ -203,12 +204,61 @@ class Link:
 
     async def renew(self, request: bytes) -> bytes:
         """A new certificate for a signing request. Raises Fault when there is none to be had now."""
-        if self._stub is None:
-            raise Fault("The host is not connected to the control plane at the moment.")
         try:
-            return (await self._stub.Renew(pb.RenewRequest(request=request), timeout=RENEW_WITHIN)).certificate
+            return (await self._connected().Renew(pb.RenewRequest(request=request), timeout=RENEW_WITHIN)).certificate
         except grpc.aio.AioRpcError as error:
             raise Fault(f"The control plane does not renew it: {error.details()}") from error
+
+    async def fetch_disk(self, server_id: str, move_id: str) -> AsyncIterator[bytes]:
+        """The disk of a server that comes here, from the host that it leaves. Raises Fault unless it comes whole."""
+        asked = pb.FetchDiskRequest(server_id=server_id, move_id=move_id)
+        digest, size = hashlib.sha256(), 0
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                call = self._connected().FetchDisk(asked)
+                stack.callback(call.cancel)
+                answer = aiter(call)
+                first = await anext(answer, pb.DiskChunk())
+                if first.elsewhere:
+                    channel = await stack.enter_async_context(self._channel(first.elsewhere))
+                    call = HostsStub(channel).FetchDisk(asked)
+                    stack.callback(call.cancel)
+                    answer = aiter(call)
+                    first = await anext(answer, pb.DiskChunk())
+                if not first.HasField("head"):
+                    raise Fault("The other host's disk does not begin as one should.")
+                async for chunk in answer:
+                    if chunk.HasField("tail"):
+                        if (chunk.tail.size, chunk.tail.sha256) != (size, digest.hexdigest()):
+                            raise Fault("The disk was damaged on its way from the other host.")
+                        return
+                    digest.update(chunk.data)
+                    size += len(chunk.data)
+                    yield chunk.data
+                raise Fault("The disk was cut off on its way from the other host.")
+        except grpc.aio.AioRpcError as error:
+            raise Fault(f"The disk does not come from the other host: {error.details()}") from error
+
+    async def send_disk(self, move_id: str, chunks: AsyncIterator[bytes]) -> None:
+        """Send a disk to who waits for it. Raises Fault."""
+        async def said() -> AsyncIterator[pb.DiskChunk]:
+            digest, size = hashlib.sha256(), 0
+            yield pb.DiskChunk(head=pb.DiskHead(move_id=move_id))
+            async for data in chunks:
+                digest.update(data)
+                size += len(data)
+                yield pb.DiskChunk(data=data)
+            yield pb.DiskChunk(tail=pb.DiskTail(size=size, sha256=digest.hexdigest()))
+
+        try:
+            await self._connected().SendDisk(said())
+        except grpc.aio.AioRpcError as error:
+            raise Fault(f"The disk cannot be sent: {error.details()}") from error
+
+    def _connected(self) -> HostsStub:
+        if self._stub is None:
+            raise Fault("The host is not connected to the control plane at the moment.")
+        return self._stub
 
     async def run(self) -> None:
         """Stay attached until cancelled."""
@@ -255,25 +305,28 @@ class Link:
         stub = HostsStub(channel)
         stream = stub.Attach()
         self._attached, self._cut = False, ""
-        guard, writer, welcome = asyncio.create_task(self._guard(stream)), None, None
+        guard, writer = asyncio.create_task(self._guard(stream)), None
         lease.attaching()
         lease.said(0)
         try:
-            await stream.write(pb.AgentMessage(hello=hello))
+            saying = asyncio.ensure_future(stream.write(pb.AgentMessage(hello=hello)))
+            await asyncio.wait({saying, guard}, return_when=asyncio.FIRST_COMPLETED)
+            if not saying.done():
+                saying.cancel()        # a stream that is cancelled while it connects does not end what is being written
+                raise Fault(self._cut)
+            saying.result()
             self._outbox.forget_said()
             async for message in stream:
                 if not lease.holds():
                     raise Fault("the lease has run out")
                 if message.HasField("lease"):
                     lease.granted(message.lease)
-                if message.HasField("welcome"):
-                    welcome = message.welcome
                 match message.WhichOneof("message"):
                     case "desired":
                         if writer is None:
                             log.info("attached to the control plane at %s", endpoint)
                             self._attached, self._stub = True, stub
-                            writer = asyncio.create_task(self._write(stream, welcome))
+                            writer = asyncio.create_task(self._write(stream, message, at_once=lease.bound != hello.leased))
                         self._on_desired(message.desired)
                     case "query":
                         self._answer(message.query)
@@ -299,9 +352,8 @@ class Link:
         lapsed = asyncio.ensure_future(lease.lapse())
         try:
             while not self._cut:
-                await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8 if lease.bound else DEAF / 2)
-                patience = (lease.seconds * (DEAF_PART if self._attached else CONNECT_PART)
-                            or max(DEAF, DEAF_BEATS * self._heartbeat))
+                await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8 if lease.seconds else DEAF / 3)
+                patience = lease.seconds * (DEAF_PART if self._attached else CONNECT_PART) or DEAF
                 if lapsed.done():
                     self._cut = "the lease has run out"
                 elif lease.waiting() > patience:
@@ -310,23 +362,27 @@ class Link:
         finally:
             lapsed.cancel()
 
-    async def _write(self, stream: grpc.aio.StreamStreamCall, welcome: pb.Welcome | None) -> None:
-        """Say what there is to say, and that we live, until the stream ends."""
+    async def _write(self, stream: grpc.aio.StreamStreamCall, first: pb.ControlMessage, *, at_once: bool) -> None:
+        """Say what there is to say, and that we live, until the stream ends.
+
+        Args:
+          first: the stream's first message.
+          at_once: the control plane does not know yet that the guests are bound by a lease, and cannot count on it before.
+        """
         loop = asyncio.get_running_loop()
-        self._heartbeat = welcome.heartbeat_seconds if welcome is not None and welcome.heartbeat_seconds > 0 else HEARTBEAT
-        number, due = 0, loop.time() + self._heartbeat
+        every = first.welcome.heartbeat_seconds or HEARTBEAT
+        number, due = 0, loop.time() + (0.0 if at_once else every)
         try:
             while True:
                 messages: list[pb.AgentMessage] = []
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         messages = await self._outbox.take()
-                said = list(messages if welcome is None else _together(messages))
                 if loop.time() >= due:
-                    number, due = number + 1, loop.time() + self._heartbeat
+                    number, due = number + 1, loop.time() + every
                     self._lease.said(number)
-                    said.append(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number, leased=self._lease.bound)))
-                for message in said:
+                    messages.append(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number, leased=self._lease.bound)))
+                for message in _together(messages) if first.HasField("welcome") else messages:
                     if not self._lease.holds():
                         return             # _guard ends the stream
                     await stream.write(message)

@@ -109,6 +109,7 @@ async def run(config: AgentConfig) -> None:
         agent = Agent(hypervisor, networking, report, stop_seconds=config.stop_seconds, reboot_seconds=config.reboot_seconds,
                       workers=config.workers, lease=lease)
         link = Link(config.endpoints, credentials, hello=hello, on_desired=agent.desired, on_query=agent.answer, lease=lease)
+        agent.movers = link
         async with asyncio.TaskGroup() as group:
             group.create_task(agent.run())
             group.create_task(link.run())

@@ -51,6 +51,10 @@ class Cloud:
     def tenants(self, count: int) -> list[Tenant]:
         return [self._tenant(number) for number in range(count)]
 
+    def admin_token(self) -> str:
+        """A token of the admin in its project."""
+        return self._token("admin", "admin", self.config.path("admin.password").read_text().strip(), name=True)
+
     def _tenant(self, number: int) -> Tenant:
         admin = self.admin
         project = admin.request("POST", "identity", "/projects", {"project": {"name": f"bench-{number}"}})["project"]["id"]
@@ -59,7 +63,7 @@ class Cloud:
         admin.request("PUT", "identity", f"/projects/{project}/users/{user['user']['id']}/roles/{role}")
         admin.request("PUT", "compute", f"/os-quota-sets/{project}", {"quota_set": {"instances": -1, "cores": -1, "ram": -1}})
         admin.request("PUT", "network", f"/v2.0/quotas/{project}", {"quota": {"port": -1}})
-        token = self._token(f"bench-{number}", project)
+        token = self._token(f"bench-{number}", project, "bench-password")
         client = load.Client(self.config.port)
         _, made = client.json("POST", "/network/v2.0/networks", {"network": {"name": "net"}}, token)
         network = made["network"]["id"]
@@ -67,11 +71,12 @@ class Cloud:
             "network_id": network, "ip_version": 4, "cidr": f"10.{number % 256}.0.0/16"}}, token)
         return Tenant(project, token, network)
 
-    def _token(self, user: str, project: str) -> str:
+    def _token(self, user: str, project: str, password: str, *, name: bool = False) -> str:
+        scope = {"name": project, "domain": {"id": "default"}} if name else {"id": project}
         headers, _ = load.Client(self.config.port).json("POST", "/v3/auth/tokens", {"auth": {
             "identity": {"methods": ["password"], "password": {"user": {
-                "name": user, "domain": {"id": "default"}, "password": "bench-password"}}},
-            "scope": {"project": {"id": project}}}})
+                "name": user, "domain": {"id": "default"}, "password": password}}},
+            "scope": {"project": scope}}})
         return headers["X-Subject-Token"]
 
 
@@ -92,6 +97,8 @@ def running(port: int = PORT) -> Iterator[Cloud]:
             "name": "simulated", "disk_format": "raw", "container_format": "bare", "visibility": "public"})["id"]
         admin.request("PUT", "image", f"/v2/images/{image}/file", bytes(512),
                       headers={"Content-Type": "application/octet-stream"})
+        # the cloud's own agent simulates a host, too; it shall have no servers
+        admin.request("PUT", "compute", "/os-services/disable", {"host": config.host_name, "binary": "nova-compute"})
         yield Cloud(config, admin, flavor, image)
     finally:
         _brume(state_dir, "down", "--purge", "--yes", check=False)

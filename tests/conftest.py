@@ -90,11 +90,8 @@ def own_etcd(tmp_path: Path) -> Iterator[Etcd]:
 @pytest.fixture
 async def etcd_store(etcd: Etcd) -> AsyncIterator[EtcdStore]:
     """An EtcdStore on an empty keyspace."""
-    await etcd.ready()
-    await empty(etcd)
-    store = etcd.store()
-    yield store
-    await store.close()
+    async with emptied(etcd) as made:
+        yield made
 
 
 @pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
@@ -106,12 +103,20 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[MemoryStore | E
             stack.push_async_callback(memory.close)
             yield memory
         return
-    etcd: Etcd = request.getfixturevalue("etcd")
+    async with emptied(request.getfixturevalue("etcd")) as etcd_store:
+        yield etcd_store
+
+
+@contextlib.asynccontextmanager
+async def emptied(etcd: Etcd) -> AsyncIterator[EtcdStore]:
+    """A store on an etcd that has no key."""
     await etcd.ready()
     await empty(etcd)
-    etcd_store = etcd.store()
-    yield etcd_store
-    await etcd_store.close()
+    made = etcd.store()
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 async def empty(etcd: Etcd) -> None:

@@ -1,4 +1,4 @@
-"""What an agent asks of a hypervisor: eight verbs, each safe to repeat.
+"""What an agent asks of a hypervisor: verbs that are safe to repeat.
 
 A verb that fails raises Fault with a sentence for the server's owner; anything else it raises is a bug.
 """
@@ -78,6 +78,19 @@ class Hypervisor(Protocol):
 
     async def console_log(self, server_id: str, lines: int) -> bytes:
         """The last lines (0: all that is kept) that the guest wrote to its console; whole UTF-8 characters."""
+
+    def disk(self, server_id: str) -> AsyncIterator[bytes]:
+        """The root disk of a server that is off, as another host's take_disk wants it, in chunks of at most 1 MiB; none where
+        there is no disk. Raises Fault while the domain is on."""
+
+    async def take_disk(self, server: HostServer, chunks: AsyncIterator[bytes], say: Say) -> None:
+        """Have the disk that another host had, in the place of any other, whole or not at all; without chunks there is to be
+        none. No domain is made. What the disk stands on is there afterwards, so that a start needs nothing more.
+
+        Raises Fault, a final one where this host cannot have it, and what `chunks` raises.
+        """
+
+    # Live migration belongs here: a verb that sends a running domain to a waiting one, for servers whose disks both hosts see.
 
     def events(self) -> AsyncIterator[str]:
         """Ids of servers whose domain may have changed, as it happens; "" when any may have. Until cancelled."""

@@ -169,6 +169,29 @@ class LibvirtHypervisor:
 
         await asyncio.gather(*map(one, await self.observe()))
 
+    async def disk(self, server_id: str) -> AsyncIterator[bytes]:
+        if await self._seen(server_id) in (Seen.RUNNING, Seen.PAUSED, Seen.CRASHED):
+            raise Fault("The server's disk is in use: it is not off.")
+        path = self._files(server_id).disk
+        if path.exists():
+            async for data in disks.chunks_of(path):
+                yield data
+
+    async def take_disk(self, server: HostServer, chunks: AsyncIterator[bytes], say: Say) -> None:
+        files = self._files(server.id)
+        files.directory.mkdir(exist_ok=True)
+        files.directory.chmod(0o711)
+        has_base = bool(server.image.sha512)
+        if has_base:
+            await self._make_link(server.image, files.base, say)
+        say("copying the disk")
+        try:
+            base = files.base.name if has_base else ""
+            if not await disks.write(files.disk, chunks, lambda path: disks.check_overlay(path, base)):
+                files.disk.unlink(missing_ok=True)
+        except OSError as error:
+            raise Fault(f"The disk could not be written: {error.strerror}") from error
+
     async def _start(self, wish: Wish, say: Say) -> None:
         server, files = wish.server, self._files(wish.server.id)
         files.directory.mkdir(exist_ok=True)

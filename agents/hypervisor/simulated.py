@@ -4,6 +4,7 @@ Its guests hear at once when asked to shut down, unless told to be deaf. What ha
 that leaves, a process that is killed) is a method each.
 """
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ class SimulatedHypervisor:
 
     def __init__(self, inventory: Inventory = INVENTORY, *, images: Images | None = None, before: Before = _at_once):
         self.domains: dict[str, Domain] = {}
+        self.disks: dict[str, bytes] = {}              # a word for what is on each
         self.deaf: set[str] = set()                    # guests that do not hear when asked to shut down
         self._inventory = inventory
         self._images = images
@@ -51,6 +53,7 @@ class SimulatedHypervisor:
                 raise Fault("The image does not fit on the flavor's root disk: choose a flavor with more disk.", final=True)
             say("starting")
             await self._before("start", server.id)
+            self.disks.setdefault(server.id, uuid.uuid4().bytes)
             self._consoles[server.id] = self._consoles.get(server.id, "") + "guest ready\r\n"
         self._become(server.id, Domain(Seen.RUNNING, server.generation, server.reboots))
 
@@ -69,12 +72,26 @@ class SimulatedHypervisor:
         if server_id in self.domains:
             await self._before("remove", server_id)
         self._consoles.pop(server_id, None)
+        self.disks.pop(server_id, None)
         if self.domains.pop(server_id, None):
             self._changed.put_nowait(server_id)
 
     async def console_log(self, server_id: str, lines: int) -> bytes:
         text = self._consoles.get(server_id, "")
         return "".join(text.splitlines(keepends=True)[-lines:]).encode()       # 0 is all of them
+
+    async def disk(self, server_id: str) -> AsyncIterator[bytes]:
+        if (domain := self.domains.get(server_id)) and domain.seen not in (Seen.LEFT, Seen.OFF):
+            raise Fault("The server's disk is in use: it is not off.")
+        if server_id in self.disks:
+            yield self.disks[server_id]
+
+    async def take_disk(self, server: HostServer, chunks: AsyncIterator[bytes], say: Say) -> None:
+        say("copying the disk")
+        data = b"".join([chunk async for chunk in chunks])
+        self.disks.pop(server.id, None)
+        if data:
+            self.disks[server.id] = data
 
     async def events(self) -> AsyncIterator[str]:
         while True:

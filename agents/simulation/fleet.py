@@ -2,6 +2,7 @@
 import asyncio
 import gc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,12 @@ class Fleet:
         """End every agent and start another in its place; the hosts' servers run on."""
         for host in self.hosts:
             host.restart_agent()
+
+    def follow(self, name: str, on_arrival: Callable[[], None]) -> None:
+        """Have somebody told when changes of a host's wishes reach its agent; nothing where it is not among these hosts."""
+        for host in self.hosts:
+            if host.name == name:
+                host.on_arrival = on_arrival
 
     def totals(self) -> dict[str, int]:
         """What there is now, and what was counted since the start."""

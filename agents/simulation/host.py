@@ -1,12 +1,14 @@
 """One simulated host: the real agent and its stream, over a hypervisor and networking in memory that behave as drawn."""
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from agents.agent import Agent
 from agents.hypervisor.driver import Fault
 from agents.hypervisor.model import Seen
 from agents.hypervisor.simulated import INVENTORY, SimulatedHypervisor
+from agents.lease import Lease
 from agents.link import Link
 from agents.network.driver import SimulatedNetworking
 from agents.simulation.behaviour import Behaviour, Draws
@@ -46,14 +48,17 @@ class SimulatedHost:
         self._channels = channels
         self._work: asyncio.Task[None] | None = None
         self._restarting = False
+        self._lease = Lease()                                 # outlives the agent, as the file does on a real host
+        self.on_arrival: Callable[[], None] | None = None      # told of every change of a wish that comes
         self.hypervisor = SimulatedHypervisor(inventory, before=self._before)
         self._begin()
 
     def _begin(self) -> None:
         """A new agent, which knows nothing."""
-        self.agent = Agent(self.hypervisor, SimulatedNetworking(self._before_wiring), self._report)
+        self.agent = Agent(self.hypervisor, SimulatedNetworking(self._before_wiring), self._report, lease=self._lease)
         self.link = Link(self._endpoints, None, hello=self._say_hello, on_desired=self._desired, on_query=self.agent.answer,
-                         connect=self._channels.connect)
+                         connect=self._channels.connect, lease=self._lease)
+        self.agent.movers = self.link
 
     @property
     def attached(self) -> bool:
@@ -104,6 +109,8 @@ class SimulatedHost:
     def _desired(self, desired: Desired) -> None:
         if desired.snapshot:
             self._counts["attaches"] += 1
+        elif self.on_arrival is not None:
+            self.on_arrival()
         self.agent.desired(desired)
 
     # How it behaves

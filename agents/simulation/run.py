@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -31,6 +32,7 @@ class Processes:
     def __init__(self, children: Sequence[tuple[BaseProcess, Connection]]):
         self._children = children
         self._last: list[Mapping[str, int]] = [{} for _ in children]
+        self.arrivals: list[float] = []
 
     @property
     def pids(self) -> list[int]:
@@ -41,7 +43,11 @@ class Processes:
         for number, (child, pipe) in enumerate(self._children):
             try:
                 while pipe.poll():
-                    self._last[number] = pipe.recv()
+                    what, said = pipe.recv()
+                    if what == "totals":
+                        self._last[number] = said
+                    else:
+                        self.arrivals.append(said)
             except EOFError:
                 raise RuntimeError(f"a process of the simulation ended with status {child.exitcode}; its messages say why") \
                     from None
@@ -52,7 +58,12 @@ class Processes:
 
     def restart_agents(self) -> None:
         for _, pipe in self._children:
-            pipe.send("restart")
+            pipe.send(("restart", ""))
+
+    def follow(self, host: str) -> None:
+        """Have `arrivals` note when changes of what a host shall have reach its agent (time.monotonic); read with `totals`."""
+        for _, pipe in self._children:
+            pipe.send(("follow", host))
 
 
 @contextlib.contextmanager
@@ -108,8 +119,11 @@ async def _serve(plan: Plan, pipe: Connection) -> None:
     def told() -> None:
         try:
             while pipe.poll():
-                if pipe.recv() == "restart":
-                    fleet.restart_agents()
+                match pipe.recv():
+                    case ("restart", _):
+                        fleet.restart_agents()
+                    case ("follow", name):
+                        fleet.follow(name, lambda: pipe.send(("arrived", time.monotonic())))
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(pipe.fileno())
             work.cancel()
@@ -117,7 +131,7 @@ async def _serve(plan: Plan, pipe: Connection) -> None:
     async def report() -> None:
         while True:
             with contextlib.suppress(OSError):         # the reader hears of it, too
-                pipe.send(fleet.totals())
+                pipe.send(("totals", fleet.totals()))
             await asyncio.sleep(REPORT_EVERY)
 
     asyncio.get_running_loop().add_reader(pipe.fileno(), told)

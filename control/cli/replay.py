@@ -6,11 +6,10 @@ asked for at once; how late is a figure of its own.
 import csv
 import gzip
 import heapq
-import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,9 @@ AT_ONCE = 32
 
 #: Seconds between two looks at which servers have become ACTIVE or ERROR: how exact latencies are.
 LOOK_EVERY = 0.1
+
+#: Seconds that such a look goes back. A server that is ACTIVE for less between two looks would count as failed.
+LOOK_BACK = 10
 
 #: Lines of a trace at most: it is kept in memory.
 MAX_LINES = 10_000_000
@@ -81,15 +83,16 @@ class Replay:
         self._login = login
         self._rows = rows
         self._speed = speed
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._asked: dict[str, float] = {}             # server -> when it was asked for, while it is not ACTIVE
-        self._ends: list[tuple[float, str]] = []       # (when, server) of deletions that are due, a heap
-        self._alive: set[str] = set()
-        self._counts = {"asked": 0, "placed": 0, "refused": 0, "failed": 0, "deleted": 0}
+        self._lock = threading.Lock()                  # of all that follows
+        self._asked: dict[str, float] = {}             # server -> when it was asked for, until it is ACTIVE or ERROR
+        self._refused: set[str] = set()                # servers in ERROR
+        self._ends: list[tuple[float, str]] = []       # (when, server) of deletions to come, a heap
+        self._counts = dict.fromkeys(("asked", "placed", "refused", "failed", "deleted"), 0)
+        self._finished = 0
         self._latencies: list[float] = []
         self._late = 0.0
         self._sessions = threading.local()
+        self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self.done = False
 
@@ -98,61 +101,57 @@ class Replay:
         session = self._login()
         self._image = _image(session)
         self._flavors = {size: _flavor(session, *size) for size in {(row.vcpus, row.ram_mib) for row in self._rows}}
-        self._project = session.request("GET", "compute", "/limits")
+        _lift_quota(session)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._play, self._watch)]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End, and delete what was made."""
+        """End; servers that are still there are deleted."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
 
     def figures(self) -> dict[str, Any]:
+        """What came of it so far; latencies are from the request to ACTIVE, in milliseconds."""
         with self._lock:
             times = sorted(self._latencies)
-            return {**self._counts, "alive": len(self._alive), "late_s": round(self._late, 2), **{
+            return {**self._counts, "alive": len(self._ends), "late_s": round(self._late, 2), **{
                 f"active_p{part}_ms": round(times[min(len(times) - 1, len(times) * part // 100)] * 1000) if times else 0
                 for part in (50, 95, 99)}}
 
     def report(self) -> str:
+        """The same in a sentence."""
         figures = self.figures()
-        return (f"{figures['asked']} asked for, {figures['placed']} placed, {figures['refused']} refused for want of room, "
-                f"{figures['failed']} failed; create to ACTIVE p50 {figures['active_p50_ms']} ms, "
-                f"p95 {figures['active_p95_ms']} ms, p99 {figures['active_p99_ms']} ms; at most {figures['late_s']} s late")
+        return ("{asked} asked for, {placed} placed, {refused} refused for want of room, {failed} failed; create to ACTIVE p50 "
+                "{active_p50_ms} ms, p95 {active_p95_ms} ms, p99 {active_p99_ms} ms; at most {late_s} s late").format(**figures)
 
-    # In threads
+    # In threads of its own
 
     def _play(self) -> None:
-        began = time.monotonic()
+        """Ask for each server when its time has come, and delete it when its life is over."""
+        began, first = time.monotonic(), self._rows[0].at
+        coming = 0
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="replay") as pool:
-            arrivals = iter(self._rows)
-            coming = next(arrivals, None)
-            while not self._stopped.is_set():
+            while self._finished < len(self._rows) and not self._stopped.is_set():
                 now = time.monotonic()
-                with self._lock:
-                    while self._ends and self._ends[0][0] <= now:
-                        pool.submit(self._delete, heapq.heappop(self._ends)[1])
-                    next_end = self._ends[0][0] if self._ends else math.inf
-                    open_ends = bool(self._ends or self._asked)
-                while coming is not None and (due := began + (coming.at - self._rows[0].at) / self._speed) <= now:
-                    with self._lock:
-                        self._counts["asked"] += 1
-                        number = self._counts["asked"]
-                    pool.submit(self._create, coming, number, due)
-                    coming = next(arrivals, None)
-                if coming is None and not open_ends and pool._work_queue.empty() and self._counts["asked"] == self._settled():
-                    break
-                next_arrival = began + (coming.at - self._rows[0].at) / self._speed if coming is not None else math.inf
-                self._stopped.wait(min(max(min(next_end, next_arrival) - now, 0.001), 0.05))
-            if self._stopped.is_set():
-                for server_id in list(self._alive):
+                while coming < len(self._rows) and (due := began + (self._rows[coming].at - first) / self._speed) <= now:
+                    coming += 1
+                    pool.submit(self._create, self._rows[coming - 1], coming, due)
+                for server_id in self._over(now):
                     pool.submit(self._delete, server_id)
+                self._stopped.wait(0.005)
+            for server_id in self._over(math.inf):
+                pool.submit(self._delete, server_id)
         self.done = True
 
-    def _settled(self) -> int:
-        return self._counts["refused"] + self._counts["failed"] + self._counts["deleted"]
+    def _over(self, now: float) -> list[str]:
+        """The servers whose lives are over; they are not among those to come any more."""
+        with self._lock:
+            over = []
+            while self._ends and self._ends[0][0] <= now:
+                over.append(heapq.heappop(self._ends)[1])
+            return over
 
     def _session(self) -> Session:
         if not hasattr(self._sessions, "session"):
@@ -167,13 +166,15 @@ class Replay:
                 "networks": "none"}}, headers=_HEADERS)["server"]
         except RestError:
             with self._lock:
+                self._counts["asked"] += 1
                 self._counts["failed"] += 1
+                self._finished += 1
             return
         with self._lock:
+            self._counts["asked"] += 1
             self._late = max(self._late, asked - due)
             self._asked[server["id"]] = asked
-            self._alive.add(server["id"])
-            heapq.heappush(self._ends, (due + row.lifetime / self._speed, server["id"]))
+            heapq.heappush(self._ends, (max(due + row.lifetime / self._speed, asked), server["id"]))
 
     def _delete(self, server_id: str) -> None:
         try:
@@ -184,28 +185,27 @@ class Replay:
                     heapq.heappush(self._ends, (time.monotonic() + 1.0, server_id))
                 return
         with self._lock:
-            self._alive.discard(server_id)
+            self._finished += 1
             if self._asked.pop(server_id, None) is not None:
-                self._counts["failed"] += 1           # its life was over before it was ACTIVE
-            else:
-                self._counts["deleted"] += server_id not in self._refused
+                self._counts["failed"] += 1            # it never was ACTIVE in its life
+            elif server_id in self._refused:
                 self._refused.discard(server_id)
+            else:
+                self._counts["deleted"] += 1
 
     def _watch(self) -> None:
-        """Note which servers became ACTIVE or ERROR: one list of those that changed for each look."""
-        session, since = self._login(), time.time()
+        """Note which servers have become ACTIVE or ERROR: a list for each of the two, of those that changed lately."""
+        session = self._login()
         while not self.done:
-            time.sleep(LOOK_EVERY)
-            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since - 2))
-            since = time.time()
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - LOOK_BACK))
             try:
                 for status in ("ACTIVE", "ERROR"):
-                    rows = _all(session, f"/servers?status={status}&changes-since={moment}")
-                    self._note(status, [row["id"] for row in rows])
+                    self._note(status, _all(session, f"/servers?status={status}&changes-since={since}"))
             except RestError:
-                continue
+                pass                                   # it is asked again
+            time.sleep(LOOK_EVERY)
 
-    def _note(self, status: str, ids: Sequence[str]) -> None:
+    def _note(self, status: str, ids: Iterable[str]) -> None:
         now = time.monotonic()
         with self._lock:
             for server_id in ids:
@@ -218,22 +218,25 @@ class Replay:
                 else:
                     self._counts["refused"] += 1
                     self._refused.add(server_id)
-                    heapq.heappush(self._ends, (now, server_id))
-
-    @property
-    def _refused(self) -> set[str]:
-        return self.__dict__.setdefault("_refused_ids", set())
 
 
-def _all(session: Session, path: str) -> list[dict[str, Any]]:
-    """Every page of a list of servers."""
-    rows: list[dict[str, Any]] = []
-    for _ in itertools.count():
-        page = session.request("GET", "compute", path + (f"&marker={rows[-1]['id']}" if rows else ""))
-        rows += page["servers"]
+def _all(session: Session, path: str) -> list[str]:
+    """The ids on every page of a list of servers."""
+    ids: list[str] = []
+    while True:
+        page = session.request("GET", "compute", path + (f"&marker={ids[-1]}" if ids else ""), headers=_HEADERS)
+        ids += [row["id"] for row in page["servers"]]
         if not page.get("servers_links"):
-            return rows
-    raise AssertionError
+            return ids
+
+
+def _lift_quota(session: Session) -> None:
+    """Let the admin's project have as many servers as the hosts hold."""
+    project = session.request("GET", "identity", "/auth/projects")["projects"]
+    for row in project:
+        if row["name"] == "admin":
+            session.request("PUT", "compute", f"/os-quota-sets/{row['id']}", {"quota_set": {
+                "instances": -1, "cores": -1, "ram": -1}})
 
 
 def _image(session: Session) -> str:

@@ -23,8 +23,8 @@ _IN_CELLS = ("VCPU", "PCPU", "MEMORY_MB")
 class Settings:
     """What the cloud says where a flavor does not.
 
-    `pci_aliases`: alias -> the resource class of such devices; `automatic_evacuation`: servers of a fenced host are started elsewhere
-    without anybody's asking.
+    `pci_aliases`: alias -> the resource class of such devices; `automatic_evacuation`: servers of a fenced host are started
+    elsewhere without anybody's asking.
     """
 
     policy: str = "spread"

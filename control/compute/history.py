@@ -36,7 +36,8 @@ def opened(transaction: Transaction, server: ServerRecord, action: str, call: Ca
     transaction.put(ACTION, row)
 
 
-def noted(transaction: Transaction, server: ServerRecord, action: str, now: Timestamp, asked: MaintenanceRecord | None = None) -> None:
+def noted(transaction: Transaction, server: ServerRecord, action: str, now: Timestamp,
+          asked: MaintenanceRecord | None = None) -> None:
     """Note that the cloud itself does something; `asked`: the drain that it is a part of."""
     asked = asked or MaintenanceRecord(request_id=new_request_id())
     transaction.put(ACTION, ActionRecord(server_id=server.id, request_id=asked.request_id, action=action, event=EVENTS[action],

@@ -1,7 +1,7 @@
 """Drains hosts: closes one, has its servers leave a few at a time in the order of the scheduler's plan, and tells how far it is.
 
-The record says what was asked for; how far it is, is counted from the servers. The plan is worked out by whoever leads, and anew by
-the next leader: it is advice, since each server's target is decided when its turn comes.
+The record says what was asked for; how far it is, is counted from the servers. The plan is worked out by whoever leads, and anew
+by the next leader: it is advice, since each server's target is decided when its turn comes.
 """
 import logging
 import uuid
@@ -129,7 +129,10 @@ class Draining:
         return ()
 
     def all_keys(self) -> list[str]:
-        return [record.host for record in self._database.cache.all(MAINTENANCE)]
+        """Every host that is drained, and those that were while servers still wait to leave."""
+        hosts = {record.host for record in self._database.cache.all(MAINTENANCE)}
+        return list(hosts | {server.relocation.source for server in self._database.cache.by(SERVER, "relocating", "")
+                             if server.relocation.drained})
 
     async def reconcile(self, name: str) -> float | None:
         """Have as many more of a host's servers leave as there is room for on the way."""

@@ -29,7 +29,8 @@ SERVER = Kind("/compute/servers/", ServerRecord, indexes={
     "project": lambda server: (server.project_id,), "host": lambda server: (server.host,),
     "group": lambda server: (server.server_group,) if server.server_group else (),
     "visited": lambda server: visited(server),
-    "relocating": lambda server: (server.relocation.source, "") if server.HasField("relocation") else ()})
+    "relocating": lambda server: (server.relocation.source, "") if server.HasField("relocation") else (),
+    "waiting": lambda server: ("",) if waits(server) else ()})
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
               indexes={"server": lambda action: (action.server_id,)})
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)
@@ -128,6 +129,11 @@ def _build_task(server: ServerRecord) -> str:
     if not server.host:
         return "scheduling"
     return "networking" if server.seen.domain == ObservedServer.RUNNING else "spawning"
+
+
+def waits(server: ServerRecord) -> bool:
+    """Whether a server is to be given a host."""
+    return not server.host and not server.desired.deleted and not server.HasField("fault")
 
 
 # On the way to another host

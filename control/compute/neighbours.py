@@ -54,8 +54,8 @@ class Placer(Protocol):
     """Placement: chooses hosts from the present state and keeps the allocations."""
 
     def place(self, transaction: Transaction, wanted: Sequence[Wanted], leaving: Collection[str] = ()) -> list[Placed | Refused]:
-        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction, in the place of
-        what it held before.
+        """A host for each, in order, each seeing the allocations of those before it; allocated in the transaction, in the place
+        of what it held before.
 
         Args:
           leaving: hosts that all servers leave: who is there binds none of its server group.

@@ -57,16 +57,16 @@ class Observer:
             self._placer.take_over(tx, record.id, move.id)
             model.arrive(record)
             self._ports.bind(tx, record.id, record.host)
-            said = f"its disk is on {record.host}"
+            said = f"server {record.id}: its disk is on {record.host}"
         elif seen.fault and seen.fault_final:
             self._placer.release(tx, move.id)
             model.turn_back(record, str(uuid.uuid4()), seen.fault[:1024], failed=True)
-            said = "does not move"
+            said = f"server {record.id}: stays on {record.host}: {seen.fault}"
         else:
             return ""
         record.updated_at.CopyFrom(self._now())
         tx.put(SERVER, record)
-        return f"server {record.id}: {said}"
+        return said
 
     def observed_port(self, tx: Transaction, host: str, port: ObservedPort) -> str:
         """Ports are the network's; the reconciler looks at them when a server waits for one."""

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from control.compute import history
 from control.compute.decisions import decision_of
 from control.compute.demand import Settings
-from control.compute.model import DECISION, SERVER
+from control.compute.model import DECISION, SERVER, waits
 from control.compute.neighbours import Placed, Placer, Ports, Refused, Wanted
 from control.compute.wanted import wanted
 from control.kernel import clock, fleet
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 #: Operations that one placement commit is filled to, by an estimate; the store's limit is 128.
 BATCH_OPERATIONS = 100
+
+#: Waiting servers that are looked at for one placement commit, which takes a tenth of them.
+LOOK_AT = 150
 
 #: Seconds that a new server waits where no host is up at all, as after a restart of everything, before it is refused.
 #: Longer leaves users in doubt, shorter fails servers that an agent about to return would have run.
@@ -64,7 +67,7 @@ class Placing:
 
     def all_keys(self) -> list[str]:
         """Every server that waits for a host."""
-        return [server.id for server in self._database.cache.by(SERVER, "host", "") if waits(server)]
+        return [server.id for server in self._database.cache.by(SERVER, "waiting", "")]
 
     async def reconcile(self, server_id: str) -> float | None:
         """Choose hosts for this server and for the others that wait, in one commit."""
@@ -81,8 +84,9 @@ class Placing:
         needs, refused = self._needs(tx, waiting)
         answers = iter(self._placer.place(tx, list(needs.values())))
         decisions = [refused.get(server.id) or next(answers) for server in waiting]
-        hosts = len(tx.rows(fleet.HOST))
-        patient = not any(host.up and not host.disabled for host in tx.rows(fleet.HOST))
+        hosts = self._database.cache.size(fleet.HOST)
+        patient = not all(isinstance(decision, Placed) for decision in decisions) and not any(
+            host.up and not host.disabled for host in tx.rows(fleet.HOST))
         now = self._now()
         for server, decision in zip(waiting, decisions, strict=True):
             if isinstance(decision, Placed):
@@ -116,15 +120,16 @@ class Placing:
     def _batch(self, tx: Transaction, first: str) -> list[ServerRecord]:
         """Copies of servers that wait for a host, `first` and then the oldest before others, as many as one commit holds.
 
-        Those that shall be away from others that wait, or beside them, are left for when these have a host.
+        Those that shall be away from others that wait, or beside them, are left for when these have a host. Only the first ones
+        that wait are looked at, so that a burst of thousands does not look at thousands for each commit.
         """
-        waiting = sorted((server for server in tx.rows(SERVER, "host", "") if waits(server)),
-                         key=lambda server: (server.id != first, server.created_at.seconds, server.created_at.nanos))
-        ids = {server.id for server in waiting}
+        waiting = [server.id for server in self._database.cache.by(SERVER, "waiting", "", LOOK_AT)]
         batch: list[ServerRecord] = []
         operations = 0
-        for server in waiting:
-            if not ids.isdisjoint((*server.hints.different_host, *server.hints.same_host)):
+        for server_id in dict.fromkeys((first, *waiting)):
+            server = self._database.get(SERVER, server_id)
+            if server is None or any(_waits(tx.get(SERVER, other)) for other in (
+                    *server.hints.different_host, *server.hints.same_host)):
                 continue
             operations += 7 + 2 * len(self._ports.ids(server.id))
             if batch and operations > BATCH_OPERATIONS:
@@ -139,9 +144,8 @@ def _up(host: HostRecord | None) -> bool:
     return host is not None and host.up
 
 
-def waits(server: ServerRecord) -> bool:
-    """Whether a server is to be given a host."""
-    return not server.host and not server.desired.deleted and not server.HasField("fault")
+def _waits(server: ServerRecord | None) -> bool:
+    return server is not None and waits(server)
 
 
 def fault_of(decision: Refused | Invalid, now: Timestamp) -> ServerFault:

@@ -44,34 +44,34 @@ class Projection:
     def hosts_sharing(self, name: str) -> Iterable[str]:
         return ()
 
-    def parts_for(self, host: str) -> Sequence[tuple[str, int, Callable[[], HostObject]]]:
+    def parts_for(self, host: str) -> Sequence[tuple[str, int | None, Callable[[], HostObject]]]:
         cache = self._database.cache
         place = (cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0])
-        parts = []
-        for server in (*cache.by(SERVER, "host", host), *cache.by(SERVER, "visited", host)):
-            make = self._object if server.host == host else self._visit(server, host)
-            if make is not None:
-                version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *self._ports.ids(server.id),
-                                *self._ports.security_groups(server.id)))
-                parts.append((f"server/{server.id}", version, functools.partial(make, server)))
+        parts: list[tuple[str, int | None, Callable[[], HostObject]]] = []
+        for server in cache.by(SERVER, "host", host):
+            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *self._ports.ids(server.id),
+                            *self._ports.security_groups(server.id)))
+            parts.append((f"server/{server.id}", version, functools.partial(self._object, server)))
+        for server in cache.by(SERVER, "visited", host):
+            if server.host != host and (wish := self._visit(server, host)) is not None:
+                parts.append((f"server/{server.id}", None, functools.partial(HostObject, key=f"server/{server.id}", server=wish)))
         return parts
 
     def objects_for(self, host: str) -> list[HostObject]:
         """Every object that the host shall have now."""
         return [make() for _, _, make in self.parts_for(host)]
 
-    def _visit(self, server: ServerRecord, host: str) -> Callable[[ServerRecord], HostObject] | None:
-        """What makes the object that a host shall have of a server that is another one's; None for none."""
-        if host in server.leftovers:
-            return _leftover
-        return self._arrival if model.disk_waits(server) else None
-
     def _object(self, server: ServerRecord) -> HostObject:
         return HostObject(key=f"server/{server.id}", server=self._host_server(server))
 
-    def _arrival(self, server: ServerRecord) -> HostObject:
-        wish = self._object(server)
-        wish.server.arriving.id = server.relocation.id
+    def _visit(self, server: ServerRecord, host: str) -> HostServer | None:
+        """What a host shall have of a server that is another one's."""
+        if host in server.leftovers:
+            return HostServer(id=server.id, generation=server.desired.generation, power=ABSENT)
+        if not model.disk_waits(server):
+            return None
+        wish = self._host_server(server)
+        wish.arriving.id = server.relocation.id
         return wish
 
     def disk_move(self, server_id: str) -> DiskMove | None:
@@ -103,11 +103,6 @@ class Projection:
             keys=[server.key] if server.HasField("key") else [], instance_type=server.flavor.name,
             reservation_id=server.reservation_id, security_groups="\n".join(self._ports.security_groups(server.id)),
             created=server.created_at.ToJsonString())
-
-
-def _leftover(server: ServerRecord) -> HostObject:
-    return HostObject(key=f"server/{server.id}", server=HostServer(
-        id=server.id, generation=server.desired.generation, power=ABSENT))
 
 
 def _elsewhere(server: ServerRecord) -> tuple[object, ...]:

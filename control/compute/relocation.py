@@ -133,10 +133,11 @@ class Relocating:
 
     async def _evacuate(self, server: ServerRecord) -> float | None:
         async with self._placing:
-            return await self._database.transact(lambda tx: self._decide_evacuation(tx, server.host, server.id), guards=self._fence)
+            return await self._database.transact(lambda tx: self._decide_evacuation(tx, server.host, server.id),
+                                                 guards=self._fence)
 
     def _decide_evacuation(self, tx: Transaction, name: str, first: str) -> float | None:
-        """Give servers of a fenced host other hosts, as many as one commit holds; seconds to the next try where `first` got none."""
+        """Give servers of a fenced host others, as many as one commit holds; seconds to the next try where `first` got none."""
         host = tx.get(fleet.HOST, name)
         if host is None or not fleet.lost_for_good(host):
             return None
@@ -190,7 +191,8 @@ class Relocating:
         waiting = [server for server in tx.rows(SERVER, "host", name) if not server.desired.deleted and self._evacuable(server)
                    and (server.id == first or not server.relocation.refused)]
         waiting.sort(key=lambda server: (server.id != first, server.server_group, server.created_at.seconds))
-        batch, operations = [], 0
+        batch: list[ServerRecord] = []
+        operations = 0
         for server in waiting:
             operations += 13 + 2 * len(self._ports.ids(server.id))
             if batch and operations > BATCH_OPERATIONS:

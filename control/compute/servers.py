@@ -238,15 +238,15 @@ class Servers:
     async def EvacuateServer(self, request: pb.EvacuateServerRequest, call: Call) -> pb.EvacuateServerResponse:
         asked = request.evacuate
         if asked.on_shared_storage:
-            raise Invalid("compute.evacuate.storage", "evacuate.onSharedStorage must be false: servers' disks are on their hosts.")
+            raise Invalid("compute.evacuate.storage", "evacuate.onSharedStorage must be false: disks are on their hosts.")
         password = limits.text(asked.admin_pass, "evacuate.adminPass") or secrets.token_urlsafe(9)
         stopped = call.microversion is not None and call.microversion >= (2, 95)
 
         def decide(tx: Transaction) -> None:
             server = find_server(tx, call.caller, request.server_id)
             if server.desired.deleted or not server.host:
-                raise Conflict("compute.server.state", f"Cannot 'evacuate' instance {server.id}: "
-                                                       f"{'it is being deleted' if server.desired.deleted else 'it has no host'}.")
+                why = "it is being deleted" if server.desired.deleted else "it has no host"
+                raise Conflict("compute.server.state", f"Cannot 'evacuate' instance {server.id}: {why}.")
             self._check_evacuation(tx, server, asked.host)
             abandon(tx, server, self._placer)
             server.relocation.CopyFrom(Relocation(id=str(uuid.uuid4()), verb=model.EVACUATE, source=server.host,
@@ -264,8 +264,9 @@ class Servers:
         """Raises Invalid while a server's host may still run it, or where it cannot go to the host that is asked for."""
         host = tx.get(fleet.HOST, server.host)
         if host is not None and not fleet.lost_for_good(host):
-            raise Invalid("compute.evacuate.host_in_use", f"Compute service of {server.host} is still in use: unless it is fenced, its "
-                                                          "guests may run. Force it down once it is off for certain.")
+            raise Invalid("compute.evacuate.host_in_use",
+                          f"Compute service of {server.host} is still in use: unless it is fenced, its guests may run. Force it "
+                          "down once it is off for certain.")
         if target == server.host:
             raise Invalid("compute.evacuate.host", "The target host can't be the same one.")
         if target and tx.get(fleet.HOST, target) is None:

@@ -36,7 +36,8 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Draining", "Observer", "Placing", "Projection", "Relocating", "Settings", "Settling", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Demands", "Draining", "Observer", "Placing", "Projection", "Relocating", "Settings", "Settling", "bootstrap",
+           "servicers"]
 
 KINDS = model.KINDS
 

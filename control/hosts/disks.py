@@ -6,6 +6,7 @@ is cut off begins anew; that a disk is whole says its last chunk, which the targ
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from control.hosts.neighbours import DiskMoves
 from control.kernel import fleet, pki
@@ -75,7 +76,8 @@ class Disks:
         getting = asyncio.ensure_future(pipe.get())
         try:
             async with asyncio.timeout(STALL):
-                await asyncio.wait({getting, sending}, return_when=asyncio.FIRST_COMPLETED)
+                waiting: set[asyncio.Future[Any]] = {getting, sending}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
                     reply = sending.result()
                     if reply.error:
@@ -95,7 +97,7 @@ class Disks:
                 pipe = self._pipes.get(move_id)
                 if not chunk.HasField("head") or pipe is None:
                     raise NotFound("host.disk", "Nobody waits for that disk here.")
-                if call.peer != pipe.source:
+                if not pki.speaks_for(call.peer, pipe.source):
                     raise Denied("host.disk", f"{call.peer!r} is not the host that the disk is on.")
             elif chunk.HasField("head") or not (chunk.HasField("tail") or 1 <= len(chunk.data) <= MAX_CHUNK):
                 raise Invalid("host.disk", f"A disk is sent as a head, chunks of 1 to {MAX_CHUNK} bytes, and a tail.")

@@ -33,8 +33,8 @@ COMMAND_WITHIN, COMMANDS = 20.0, 16
 
 @dataclass(frozen=True, slots=True)
 class Fencing:
-    """`automatic`: servers are started elsewhere on their own. `command`: cuts the power of the host that is its last argument, and
-    ends with 0 when that is off for certain; () for none."""
+    """`automatic`: servers are started elsewhere on their own. `command`: cuts the power of the host that is its last argument,
+    and ends with 0 when that is off for certain; () for none."""
 
     automatic: bool = False
     command: Sequence[str] = ()
@@ -72,7 +72,7 @@ class Liveness:
     # Down
 
     def _missed(self, name: str) -> bool:
-        return not self._attached(name) and self._leases.over(name, leases.GRACE)
+        return not self._attached(name) and self._leases.over(name)
 
     async def _watch_orphans(self, fence: Sequence[Guard]) -> None:
         def note(change: Change) -> None:
@@ -102,7 +102,7 @@ class Liveness:
                 with contextlib.suppress(Error):       # of the store: the next look tries again
                     if await self._db.transact(lambda tx: still(host) and records.down(tx, host.name, host.replica),
                                                guards=guards):
-                        log.warning("host %s is silent since %.0f s: down", host.name, leases.GRACE)
+                        log.warning("host %s is silent: down", host.name)
                         self._leases.forget(host.name)
 
         await asyncio.gather(*map(one, hosts))

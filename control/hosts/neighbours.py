@@ -53,16 +53,6 @@ class Inventories(Protocol):
         """Take over what a host's inventory says; nothing where that is known."""
 
 
-class OtherReplicas(Protocol):
-    async def ask_host(self, replica_id: str, host: str, query: Query) -> Reply:
-        """A host's answer, by way of the replica that its agent is attached to. Raises Unavailable."""
-
-
-class ImageFiles(Protocol):
-    def read_file(self, file: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes of a file of image data that lies on this replica. Raises NotFound."""
-
-
 class DiskMoves(Protocol):
     """Which disks are to be copied."""
 
@@ -78,6 +68,16 @@ class Membership(Protocol):
 
     def sure(self) -> int:
         """A number of the present term while no other replica can see this one gone; else 0. Each term has another one."""
+
+
+class OtherReplicas(Protocol):
+    async def ask_host(self, replica_id: str, host: str, query: Query) -> Reply:
+        """A host's answer, by way of the replica that its agent is attached to. Raises Unavailable."""
+
+
+class ImageFiles(Protocol):
+    def read_file(self, file: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a file of image data that lies on this replica. Raises NotFound."""
 
 
 class ImageBytes(Protocol):

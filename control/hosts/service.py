@@ -24,12 +24,9 @@ from protos.internal.v1 import hosts_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-#: Heartbeats that this replica takes in a second, where no host is bound by a lease: with more hosts each is heard of less often.
-#: More cost CPU at rest (60 us each), fewer show later that an agent hangs.
-HEARTBEATS = 1000
-
-#: Heartbeats that may be missing before a stream counts as dead.
-MISSED = 4
+#: Seconds between an agent's heartbeats where there are no leases, and how many a second this replica takes in all: with more
+#: hosts each is heard of less often. More cost CPU at rest (60 us each), fewer show later that an agent hangs.
+HEARTBEAT, HEARTBEATS = leases.HEARTBEAT, 1000
 
 #: Seconds after which hosts hear of what many share, and how many are told at once, 20 times in such a while. Shorter, and more:
 #: a large security group is sent to its hosts more often; longer, and fewer: a group's other members know a new one later.
@@ -51,16 +48,15 @@ MAX_REQUEST = 16 << 10
 class Session:
     """One attached agent: what it was sent last, and the questions that it has not answered."""
 
-    __slots__ = ("answers", "closed", "dirty", "epoch", "heard", "heartbeat", "host", "queries", "sent", "silence", "snapshot_due",
-                 "term", "wake")
+    __slots__ = ("answers", "closed", "dirty", "epoch", "heard", "heartbeat", "host", "queries", "sent", "snapshot_due", "term",
+                 "wake")
 
     def __init__(self, host: str, epoch: int, term: int, heartbeat: float):
         self.host = host
         self.epoch = epoch
         self.term = term                            # of this replica, in which the host came to it
-        self.heartbeat = heartbeat                  # seconds, as the agent is told
-        self.silence = max(leases.SILENCE, MISSED * heartbeat if heartbeat > leases.HEARTBEAT else 0)
         self.heard: int | None = 0                  # number of the heartbeat to acknowledge; 0: the hello; None: none
+        self.heartbeat = heartbeat                  # seconds, as the agent was told
         self.sent: dict[str, tuple[int | None, bytes]] = {}    # version and digest of each object, by key
         self.snapshot_due = True
         self.dirty = True
@@ -101,10 +97,10 @@ class Hosts:
         self._observers = observers
         self._images = images
         self._inventories = inventories
+        self._disks = Disks(database, membership.id, moves, lambda host, query: self.ask_here(host, query, None))
         self._peers = peers
         self._leaving = False
         self._certify = certify
-        self._disks = Disks(database, membership.id, moves, lambda host, query: self.ask_here(host, query, None))
         self._sessions: dict[str, Session] = {}
         self._shared: set[tuple[Projection, str]] = set()     # what has changed that many hosts share
         self._query_ids = itertools.count(1)
@@ -136,8 +132,6 @@ class Hosts:
             session.close("this replica stops" if self._leaving else "its stream ended")
             if self._sessions.get(hello.host) is session:
                 del self._sessions[hello.host]
-                if not self._fencing.automatic:             # nothing hangs on acknowledgements, and they may be long ago
-                    self._leases.acknowledge(hello.host)
             log.info("host %s: detached (%s)", hello.host, session.closed)
 
     async def _attach(self, hello: pb.Hello) -> Session:
@@ -147,10 +141,10 @@ class Hosts:
             raise Unavailable("host.replica", "This replica is not listed at the moment: try another one.")
         if older := self._sessions.pop(hello.host, None):
             older.close("a newer stream of the same host took over")
-        self._leases.acknowledge(hello.host)       # before the commit: a look for missed hosts that goes on now sees this one
+        heartbeat = leases.LEASE / 3 if self._fencing.automatic else max(HEARTBEAT, len(self._sessions) / HEARTBEATS)
+        self._leases.acknowledge(hello.host, heartbeat)      # before the commit, for a look for missed hosts that goes on now
         host = await self._db.transact(lambda tx: records.attach(
             tx, hello, self._inventories, self._membership.id, self._fencing.automatic))
-        heartbeat = leases.HEARTBEAT if self._fencing.automatic else max(leases.HEARTBEAT, len(self._sessions) / HEARTBEATS)
         session = Session(hello.host, host.epoch, term, heartbeat)
         if older := self._sessions.get(hello.host):
             older.close("a newer stream of the same host took over")
@@ -168,7 +162,7 @@ class Hosts:
                 session.close("this replica was not listed for a moment")
             return None
         number, session.heard = session.heard, None
-        self._leases.acknowledge(session.host)
+        self._leases.acknowledge(session.host, session.heartbeat)
         return pb.Lease(heartbeat=number, seconds=leases.LEASE if self._fencing.automatic else 0, epoch=session.epoch)
 
     def _check(self, session: Session) -> None:
@@ -251,7 +245,7 @@ class Hosts:
         """Have acknowledgements sent that this replica could not give when they were due."""
         while True:
             await asyncio.sleep(leases.LOOK_EVERY)
-            for session in self._sessions.values():
+            for session in list(self._sessions.values()):
                 if session.heard is not None:
                     session.wake.set()
 
@@ -310,16 +304,16 @@ class Hosts:
         raise Invalid("host.hello", "An agent's first message must be its hello with a host name of 1 to 255 characters.")
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.AgentMessage]) -> None:
-        reason = "the agent ended its stream"
+        reason, silence = "the agent ended its stream", leases.MISSED * session.heartbeat
         try:
             while True:
-                async with asyncio.timeout(session.silence):
+                async with asyncio.timeout(silence):
                     message = await anext(requests)
                 await self._observe(session, message)
         except StopAsyncIteration:
             pass
         except TimeoutError:
-            reason = f"silent for {session.silence:.0f} s"
+            reason = f"silent for {silence:.0f} s"
         except Exception as error:      # a broken stream raises what the transport likes
             reason = f"its stream broke: {type(error).__name__}"
         finally:

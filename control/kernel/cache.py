@@ -5,6 +5,7 @@ awaits is a consistent snapshot. Messages handed out belong to the cache; a call
 """
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,10 +120,15 @@ class Cache:
     def keys(self, kind: Kind[M]) -> list[str]:
         return list(self._tables[id(kind)].rows)
 
-    def by(self, kind: Kind[M], index: str, value: str) -> list[M]:
-        """The messages that an index of the kind has under a value."""
+    def by(self, kind: Kind[M], index: str, value: str, limit: int | None = None) -> list[M]:
+        """The messages that an index of the kind has under a value, in order of last modification; the first `limit` of them."""
         table = self._tables[id(kind)]
-        return [table.rows[key][1] for key in table.indexes[index].get(value, ())]
+        keys: Iterable[str] = table.indexes[index].get(value, ())
+        return [table.rows[key][1] for key in (keys if limit is None else itertools.islice(keys, limit))]
+
+    def size(self, kind: Kind) -> int:
+        """How many messages of a kind there are."""
+        return len(self._tables[id(kind)].rows)
 
     def count(self, kind: Kind[M], index: str, value: str) -> int:
         return len(self._tables[id(kind)].indexes[index].get(value, ()))

@@ -75,11 +75,11 @@ class Config:
     disk_allocation_ratio: float = 1.0
     #: "pack" or "spread".
     placement_policy: str = "spread"
-    #: "manual", or "auto": servers of a host that falls silent are started elsewhere on their own, and agents stop their guests when
-    #: they hear from no replica of the control plane for 12 seconds. For clouds with three replicas: see docs/operations.md.
+    #: "manual", or "auto": servers of a host that falls silent are started elsewhere on their own, and agents stop their guests
+    #: when they hear from no replica of the control plane for 12 seconds. For clouds of three replicas: see docs/operations.md.
     evacuation: str = "manual"
-    #: A program and its arguments that cuts the power of the host whose name is added, and ends with 0 when that is off for certain.
-    #: With evacuation = "auto", run before a silent host counts as fenced.
+    #: A program and its arguments that cuts the power of the host whose name is added, and ends with 0 when that is off for
+    #: certain. With evacuation = "auto", run before a silent host counts as fenced.
     fence_command: tuple[str, ...] = ()
     #: MiB of each host that servers do not get.
     reserved_ram_mib: int = 512

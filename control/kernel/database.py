@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from control.kernel.cache import Cache, Kind
 from control.kernel.errors import NotFound, Stale, Unavailable
@@ -63,8 +64,16 @@ class Transaction:
         return kept + added
 
     def put(self, kind: Kind[M], message: M) -> None:
-        """Write a message over what was read under its id; creates it where the id was absent."""
-        self._write(kind, kind.key_of(message), message)
+        """Write a message over what was read under its id; creates it where the id was absent.
+
+        A message that was made of parts keeps the fields of the stored one that only a later version knows. What is nested
+        keeps its own only where the message that was read is changed.
+        """
+        key = kind.key_of(message)
+        stored = self._cache.at(kind, key)[1]
+        if stored is not None and stored is not message and len(UnknownFieldSet(stored)) and not len(UnknownFieldSet(message)):
+            message.MergeFromString(_unknown(stored))
+        self._write(kind, key, message)
 
     def delete(self, kind: Kind[M], *parts: str) -> None:
         """Delete what is under an id; nothing where there is nothing."""
@@ -188,6 +197,15 @@ class Database:
             lock, users = self._locks.pop(name)
             if users > 1:
                 self._locks[name] = (lock, users - 1)
+
+
+def _unknown(message: Message) -> bytes:
+    """The fields of a message that this version does not know, as they are stored."""
+    rest = type(message)()
+    rest.CopyFrom(message)
+    for field, _ in rest.ListFields():
+        rest.ClearField(field.name)
+    return rest.SerializeToString()
 
 
 def missing(kind: Kind, *parts: str) -> NotFound:

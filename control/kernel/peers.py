@@ -38,10 +38,14 @@ class Peers:
         self._credentials = credentials
         self._channels: dict[str, grpc.aio.Channel] = {}
 
+    def alive(self, replica_id: str) -> bool:
+        """Whether another replica of that id lives, or died a moment ago."""
+        return replica_id != self._own_id and bool(replica_id) and self._database.get(REPLICA, replica_id) is not None
+
     async def ask_host(self, replica_id: str, host: str, query: hosts_pb2.Query) -> hosts_pb2.Reply:
         """A host's answer, by way of the replica that its agent is attached to. Raises Unavailable."""
         record = self._database.get(REPLICA, replica_id)
-        if record is None or replica_id == self._own_id:
+        if record is None or not self.alive(replica_id):
             raise Unavailable("host.gone", f"Host {host} is not attached at the moment: try again later.")
         try:
             return await self._stub(record).AskHost(peers_pb2.AskHostRequest(host=host, query=query), timeout=ASK_WITHIN)

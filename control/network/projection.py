@@ -258,7 +258,7 @@ class Projection:
             )
 
     def _group_object(self, group_id: str, version: int, used_here: bool, named_here: bool) -> HostObject:
-        """A group for hosts: its rules where a port is in it, its members where a rule names it. Hosts share the last one made."""
+        """A group for hosts: its rules where a port is in it, its members where a rule names it; made once for all hosts."""
         known = self._made.get((group_id, used_here, named_here))
         if known is not None and known[0] == version:
             return known[1]

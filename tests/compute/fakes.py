@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from control.compute import service as compute
 from control.compute.maintenance import Draining
-from control.compute.model import DECISION, SERVER, SERVER_GROUP
+from control.compute.model import DECISION, SERVER, SERVER_GROUP, leaving
 from control.compute.neighbours import Address, PortRequest
 from control.compute.observer import Observer
 from control.compute.placing import Placing
@@ -26,7 +26,7 @@ from control.kernel.clock import now
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Exhausted, Invalid, Unauthenticated, Unavailable
 from control.kernel.rpc import Dispatcher
-from control.kernel.store import MemoryStore, Store
+from control.kernel.store import Store
 from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.placer import FleetPlacer
@@ -34,6 +34,7 @@ from protos.image.v1.images_pb2 import Image
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, HostServer, Inventory, NetworkMember, ObservedServer
 from tests.api.client import Client, Reply
+from tests.upgrade.later_store import LaterStore
 
 PORT = Kind("/fake/ports/", NetworkMember, id_of=lambda port: (port.port_id,), indexes={"device": lambda port: (port.device_id,)})
 
@@ -141,6 +142,7 @@ class Agent:
         self._world = world
         self.host = host
         self.domains: dict[str, int] = {}
+        self.disks: set[str] = set()
         self.reboots: dict[str, int] = {}
         self.trouble: dict[str, str] = {}
 
@@ -152,8 +154,15 @@ class Agent:
     async def _step(self, wish: HostServer) -> None:
         if wish.power == HostServer.ABSENT:
             self.domains.pop(wish.id, None)
+            self.disks.discard(wish.id)
             await self._world.observer.gone(self.host, Gone(key=f"server/{wish.id}"))
             return
+        if wish.HasField("arriving"):
+            if self._world.copying:
+                self.disks.add(wish.id)
+                await self.report(wish, arrived=wish.arriving.id)
+            return
+        self.disks.add(wish.id)
         have = self.domains.get(wish.id, ObservedServer.MISSING)
         if wish.id in self.trouble:
             await self.report(wish, fault=self.trouble[wish.id], fault_final=True)
@@ -196,7 +205,9 @@ class World:
         self.projection = Projection(self.database, self.ports)
         self.observer = Observer(self.database, self.ports, self.placer)
         self.agents: dict[str, Agent] = {}
+        self.lost: dict[str, Agent] = {}
         self.settings = compute.Settings()
+        self.copying = True                # disks that move arrive
         self.dispatcher = Dispatcher(Tokens())
         for servicer, descriptor in compute.servicers(self.database, self.ports, self.images, FakeConsole(), self.placer):
             self.dispatcher.add(servicer, descriptor)
@@ -213,8 +224,8 @@ class World:
         inventory = Inventory(
             vcpus=vcpus, ram_mib=ram_mib, disk_gib=disk_gib, hypervisor_type="QEMU", hypervisor_version=7002000,
             architecture="x86_64", cpu_model="qemu64", address="192.0.2.1")
-        record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{len(self.agents) + 1:012d}", up=up, updated_at=now(),
-                            inventory=inventory)
+        number = len(self.agents) + len(self.lost) + 1
+        record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{number:012d}", up=up, updated_at=now(), inventory=inventory)
 
         def attach(tx: Transaction) -> None:
             tx.put(fleet.HOST, record)
@@ -223,6 +234,38 @@ class World:
         await self.database.transact(attach)
         self.agents[name] = Agent(self, name)
         return self.agents[name]
+
+    async def set_host(self, name: str, **fields) -> None:
+        """Change a host's record, as the hosts service does."""
+        def decide(tx: Transaction) -> None:
+            record = tx.require(fleet.HOST, name)
+            for key, value in fields.items():
+                setattr(record, key, value)
+            if fields.get("up"):
+                record.ClearField("fenced_at")
+            tx.put(fleet.HOST, record)
+
+        await self.database.transact(decide)
+
+    async def lose(self, name: str) -> None:
+        """A host falls silent and is fenced; its agent does nothing more."""
+        def decide(tx: Transaction) -> None:
+            record = tx.require(fleet.HOST, name)
+            fleet.fence(record, now())
+            tx.put(fleet.HOST, record)
+
+        await self.database.transact(decide)
+        self.lost[name] = self.agents.pop(name)
+
+    async def find(self, name: str) -> Agent:
+        """A host that was lost comes back: its agent removes what is not its host's, and is let in."""
+        agent = self.agents[name] = self.lost.pop(name)
+        await self.set_host(name, replica="control")
+        wished = {item.server.id for item in self.projection.objects_for(name)}
+        agent.domains = {server_id: seen for server_id, seen in agent.domains.items() if server_id in wished}
+        agent.disks &= wished
+        await self.set_host(name, up=True)
+        return agent
 
     def placing(self, **more) -> Placing:
         return Placing(self.database, self.ports, self.placer, **more)
@@ -286,6 +329,9 @@ class World:
         hosts = {host.name: host.id for host in self.database.cache.all(fleet.HOST)}
         held = {each.consumer_uuid: list(each.providers) for each in self.database.cache.all(fleet.ALLOCATION)}
         placed = {server.id: server for server in servers.values() if server.host}
+        moves = {server.relocation.id: server for server in servers.values() if leaving(server)}
+        for move_id, server in moves.items():
+            assert held.pop(move_id) == [hosts[server.relocation.target]], "a server that leaves has room at its target"
         assert held.keys() == placed.keys()
         assert all(held[identifier] == [hosts[server.host]] for identifier, server in placed.items() if server.host in hosts)
         recount: dict[str, Counter[str]] = {}
@@ -300,7 +346,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world(store: Store | None = None, hosts: int = 1) -> AsyncIterator[World]:
     """A world with hosts node-1, node-2 ... and flavors "1" (1 CPU, 512 MiB, 1 GiB) and "big" (8 CPUs)."""
-    it = World(store or MemoryStore())
+    it = World(store or LaterStore())
     following = asyncio.create_task(it.database.cache.run())
     try:
         await it.database.cache.ready.wait()

@@ -44,6 +44,11 @@ def silent(_: str) -> None:
     """Say nothing."""
 
 
+async def chunks(*data: bytes):
+    for each in data:
+        yield each
+
+
 class CheckHypervisor:
     @pytest.fixture
     async def bench(self) -> Bench:
@@ -182,3 +187,40 @@ class CheckHypervisor:
             await bench.hypervisor.ensure_running(Wish(big), silent)
         assert caught.value.final
         await bench.hypervisor.ensure_gone(big.id)
+
+    async def test_a_disk_moves_whole_to_another_host_and_its_server_starts_from_it(self, bench, running):
+        with pytest.raises(Fault, match="not off"):
+            async for _ in bench.hypervisor.disk(running.id):
+                raise AssertionError("the disk of a running guest was read")
+        await bench.hypervisor.ensure_stopped(running, 0)
+        sent = b"".join([data async for data in bench.hypervisor.disk(running.id)])
+        assert sent
+        there, said = server(generation=4, power=HostServer.STOPPED), []
+        await bench.hypervisor.take_disk(there, chunks(sent), said.append)
+        assert "copying the disk" in said and await self.look(bench, there.id) is None
+        assert b"".join([data async for data in bench.hypervisor.disk(there.id)]) == sent
+        there.power = HostServer.RUNNING
+        await bench.hypervisor.ensure_running(Wish(there), silent)
+        assert await self.look(bench, there.id) == Domain(Seen.RUNNING, 4, 0)
+        await self.until_ready(bench, there.id)
+        await bench.hypervisor.ensure_gone(there.id)
+        assert [data async for data in bench.hypervisor.disk(there.id)] == []
+
+    async def test_a_disk_that_is_cut_off_leaves_what_was_there(self, bench, running):
+        async def cut():
+            yield b"the first part"
+            raise Fault("cut off")
+
+        await bench.hypervisor.ensure_stopped(running, 0)
+        before = b"".join([data async for data in bench.hypervisor.disk(running.id)])
+        with pytest.raises(Fault, match="cut off"):
+            await bench.hypervisor.take_disk(running, cut(), silent)
+        assert b"".join([data async for data in bench.hypervisor.disk(running.id)]) == before
+
+    async def test_a_server_that_never_had_a_disk_comes_without_one(self, bench):
+        never = server()
+        assert [data async for data in bench.hypervisor.disk(never.id)] == []
+        await bench.hypervisor.take_disk(never, chunks(), silent)
+        await bench.hypervisor.ensure_running(Wish(never), silent)
+        assert (await self.look(bench, never.id)).seen is Seen.RUNNING
+        await bench.hypervisor.ensure_gone(never.id)

@@ -8,17 +8,20 @@ from pathlib import Path
 import grpc
 import pytest
 
-from control.hosts import leases
+from control.hosts import leases, service
+from control.hosts.liveness import Fencing
 from control.hosts.service import Hosts
-from control.kernel import fleet, pki, replicas, rpc
+from control.kernel import clock, fleet, pki, replicas, rpc
 from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
 from control.kernel.errors import NotFound, Unavailable
-from control.kernel.store import MemoryStore
+from control.kernel.interfaces import DiskMove
 from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
 from protos.internal.v1.quota_pb2 import QuotaLedger
+from protos.internal.v1.replicas_pb2 import ReplicaRecord
+from tests.upgrade.later_store import LaterStore
 
 #: A stand-in for a service's records: a ledger whose "service" is the host that it lives on.
 THING = Kind("/test/things/", QuotaLedger, id_of=lambda thing: (thing.project_id,),
@@ -33,10 +36,11 @@ class Things:
         self.seen: list = []
 
     def hosts_of(self, change: Change):
-        return {thing.service for thing in (change.before, change.after) if change.kind is THING and thing is not None}
+        return {thing.service for thing in (change.before, change.after)
+                if change.kind is THING and thing is not None and "shared" not in thing.used}
 
     def shared_by(self, change: Change):
-        return ["all"] if change.kind is THING and "shared" in change.after.used else []
+        return ["all"] if change.kind is THING and change.after is not None and "shared" in change.after.used else []
 
     def hosts_sharing(self, name: str):
         return {thing.service for thing in self._db.cache.all(THING)}
@@ -67,9 +71,11 @@ class NoImages:
             yield chunk
 
 
-class NoMoves:
+class Moves:
+    move = None
+
     def disk_move(self, server_id):
-        return None
+        return self.move
 
 
 class Nobody:
@@ -80,10 +86,10 @@ class Nobody:
 @pytest.fixture
 async def world(tmp_path: Path):
     """(database, things, hosts, a function from host name to a stub)"""
-    database = Database(store := MemoryStore(), [*replicas.KINDS, *fleet.KINDS, THING])
+    database = Database(store := LaterStore(), [*replicas.KINDS, *fleet.KINDS, THING])
     things = Things(database)
     membership = replicas.Membership(store, replicas.new_record("control", "127.0.0.1:1"))
-    hosts = Hosts(database, [things], [things], NoImages(), HostProviders(), membership, NoMoves())
+    hosts = Hosts(database, [things], [things], NoImages(), HostProviders(), membership, Moves())
     dispatcher = rpc.Dispatcher(Nobody())
     dispatcher.add(hosts, pb.DESCRIPTOR.services_by_name["Hosts"])
     server = grpc.aio.server()
@@ -258,29 +264,227 @@ class OtherReplica:
         return pb.Reply(data=b"from afar")
 
 
-async def test_a_host_that_is_attached_elsewhere_is_asked_by_way_of_that_replica(world):
-    database, _, hosts, stub = world
-    other = OtherReplica()
-    here = Hosts(database, [], [], NoImages(), HostProviders(), replicas.Membership(
-        database.store, replicas.new_record("here", "127.0.0.1:2")), NoMoves(), peers=other)
-    call = stub("one").Attach()
-    await call.write(hello("one"))
-    await call.read()
-
+async def held_by(database: Database, name: str, replica: str) -> None:
+    """Another replica has a host's stream."""
     def moved(tx):
-        record = tx.require(fleet.HOST, "one")
-        record.replica = "there"
+        record = tx.require(fleet.HOST, name)
+        record.replica = replica
         tx.put(fleet.HOST, record)
 
     await database.transact(moved)
-    assert await here.console_log("one", "s", 10) == b"from afar" and other.asked == [("there", "one")]
+
+
+async def test_a_host_that_is_attached_elsewhere_is_asked_by_way_of_that_replica_and_its_stream_here_ends(world):
+    database, _, hosts, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    await held_by(database, "one", "there")
+    assert await call.read() is grpc.aio.EOF
+    hosts._peers = other = OtherReplica()
+    assert await hosts.console_log("one", "s", 10) == b"from afar" and other.asked == [("there", "one")]
     with pytest.raises(Unavailable, match="not attached"):
-        await here.console_log("nobody", "s", 10)
-    asked = asyncio.create_task(hosts.console_log("one", "s", 10))      # it is attached there in truth, and needs no other
-    query = (await call.read()).query
-    await call.write(pb.AgentMessage(reply=pb.Reply(id=query.id, data=b"near")))
-    assert await asked == b"near"
+        await hosts.console_log("nobody", "s", 10)
+
+
+async def test_a_host_is_written_down_by_the_replica_it_was_attached_to_or_by_the_leader_when_that_is_gone(world, monkeypatch):
+    monkeypatch.setattr(leases, "GRACE", 0.1)
+    database, _, hosts, stub = world
+    await database.transact(lambda tx: tx.put(replicas.REPLICA, ReplicaRecord(id="there")))
+    for name, replica in (("one", "there"), ("two", "gone")):
+        call = stub(name).Attach()
+        await call.write(hello(name))
+        await call.read()
+        await held_by(database, name, replica)
+    leading = asyncio.create_task(hosts.liveness.lead([]))
+    await until(lambda: not database.get(fleet.HOST, "two").up)
+    await asyncio.sleep(0.3)
+    assert database.get(fleet.HOST, "one").up
+    assert not database.get(fleet.HOST, "two").HasField("fenced_at"), "down is not off"
+    await database.transact(lambda tx: tx.delete(replicas.REPLICA, "there"))
+    await until(lambda: not database.get(fleet.HOST, "one").up)
+    leading.cancel()
+
+
+# Leases
+
+def automatic(hosts: Hosts, *command: str) -> None:
+    hosts._fencing = hosts.liveness._fencing = Fencing(True, command)
+
+
+async def attached(stub, name: str, **fields):
+    """A stream of a host, and the first message on it."""
+    call = stub(name).Attach()
+    message = hello(name)
+    for field, value in fields.items():
+        setattr(message.hello, field, value)
+    await call.write(message)
+    return call, await call.read()
+
+
+async def test_hello_and_heartbeats_are_acknowledged_and_give_leases_where_servers_are_evacuated_on_their_own(world):
+    _, _, hosts, stub = world
+    call, first = await attached(stub, "one")
+    assert first.HasField("desired") and (first.lease.heartbeat, first.lease.seconds, first.lease.epoch) == (0, 0, 0)
+    automatic(hosts)
+    await call.write(pb.AgentMessage(heartbeat=pb.Heartbeat(number=1)))
+    assert (await call.read()).lease == pb.Lease(heartbeat=1, seconds=leases.LEASE)
     call.cancel()
+
+
+async def test_nothing_is_acknowledged_by_a_replica_that_may_have_been_taken_for_gone(world, monkeypatch):
+    _, _, hosts, stub = world
+    call, _ = await attached(stub, "one")
+    terms = [0]
+    monkeypatch.setattr(hosts._membership, "sure", lambda: terms[0])
+    await call.write(pb.AgentMessage(heartbeat=pb.Heartbeat(number=1)))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.2):
+            await call.read()
+    late = stub("two").Attach()
+    await late.write(hello("two"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await late.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    call, terms[0] = stub("three").Attach(), 4711
+    await call.write(hello("three"))
+    await call.read()
+    terms[0] = 4712                         # it was listed anew
+    await call.write(pb.AgentMessage(heartbeat=pb.Heartbeat(number=1)))
+    assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_host_is_fenced_when_its_lease_is_over_and_let_in_when_it_holds_nothing_old(world, monkeypatch):
+    monkeypatch.setattr(leases, "GRACE", 0.2)
+    database, _, hosts, stub = world
+    automatic(hosts)
+    leading = asyncio.create_task(hosts.liveness.lead([]))
+    call, _ = await attached(stub, "one")
+    await call.write(pb.AgentMessage(heartbeat=pb.Heartbeat(number=1, leased=True)))
+    await until(lambda: database.get(fleet.HOST, "one").leased)
+    call.cancel()
+    await until(lambda: fleet.lost_for_good(database.get(fleet.HOST, "one")))
+    record = database.get(fleet.HOST, "one")
+    assert (record.up, record.epoch, record.replica) == (False, 1, "")
+    monkeypatch.setattr(leases, "GRACE", 15.0)
+    call, first = await attached(stub, "one", leased=True)
+    assert first.lease.epoch == 1 and first.desired.snapshot
+    record = database.get(fleet.HOST, "one")
+    assert not record.up and not fleet.lost_for_good(record), "neither placed on nor evacuated"
+    await call.write(pb.AgentMessage(readmit=pb.Readmit(epoch=0)))
+    await call.write(pb.AgentMessage(readmit=pb.Readmit(epoch=1)))
+    await until(lambda: database.get(fleet.HOST, "one").up)
+    assert not database.get(fleet.HOST, "one").HasField("fenced_at")
+    call.cancel()
+    call, first = await attached(stub, "one", epoch=1)
+    assert database.get(fleet.HOST, "one").up and first.lease.epoch == 1
+    call.cancel()
+    leading.cancel()
+
+
+async def test_a_host_whose_guests_are_not_bound_is_down_and_not_fenced_unless_its_power_can_be_cut(world, monkeypatch, tmp_path):
+    monkeypatch.setattr(leases, "GRACE", 0.2)
+    database, _, hosts, stub = world
+    automatic(hosts)
+    leading = asyncio.create_task(hosts.liveness.lead([]))
+    call, _ = await attached(stub, "one")
+    call.cancel()
+    await until(lambda: not database.get(fleet.HOST, "one").up)
+    await asyncio.sleep(0.3)
+    assert not database.get(fleet.HOST, "one").HasField("fenced_at")
+    script = tmp_path / "off"
+    script.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\ntest -e {tmp_path}/works\n")
+    script.chmod(0o755)
+    automatic(hosts, str(script), "--off")
+    leading.cancel()
+    leading = asyncio.create_task(hosts.liveness.lead([]))
+    await until(lambda: (tmp_path / "asked").exists())
+    await asyncio.sleep(0.3)
+    assert not database.get(fleet.HOST, "one").HasField("fenced_at"), "the command failed"
+    (tmp_path / "works").touch()
+    await until(lambda: fleet.lost_for_good(database.get(fleet.HOST, "one")))
+    assert set((tmp_path / "asked").read_text().splitlines()) == {"--off one"}
+    leading.cancel()
+
+
+async def test_no_agent_of_a_host_that_is_forced_down_is_let_in(world):
+    database, _, _, stub = world
+    call, _ = await attached(stub, "one")
+
+    def force(tx, down=True):
+        record = tx.require(fleet.HOST, "one")
+        record.forced_down = down
+        if down:
+            fleet.fence(record, clock.now())
+        tx.put(fleet.HOST, record)
+
+    await database.transact(force)
+    assert await call.read() is grpc.aio.EOF
+    again = stub("one").Attach()
+    await again.write(hello("one"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await again.read()
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await database.transact(lambda tx: force(tx, False))
+    again, first = await attached(stub, "one")
+    assert first.lease.epoch == 1 and not database.get(fleet.HOST, "one").up
+    again.cancel()
+
+
+async def test_a_host_that_goes_to_another_replica_in_time_was_never_down(world, monkeypatch):
+    monkeypatch.setattr(leases, "GRACE", 0.3)
+    database, _, hosts, stub = world
+    leading = asyncio.create_task(hosts.liveness.lead([]))
+    call, _ = await attached(stub, "one")
+    await held_by(database, "one", "gone")
+    await asyncio.sleep(0.1)
+    call, _ = await attached(stub, "one")
+    await asyncio.sleep(0.6)
+    record = database.get(fleet.HOST, "one")
+    assert record.up and record.epoch == 0 and record.replica == hosts._membership.id
+    call.cancel()
+    leading.cancel()
+
+
+async def test_a_disk_goes_from_one_agent_to_the_other_and_to_nobody_else(world):
+    _, _, hosts, stub = world
+    hosts._disks._moves.move = DiskMove("m", "source", "target")
+    asked = pb.FetchDiskRequest(server_id="s", move_id="m")
+
+    async def refused(call) -> grpc.StatusCode:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        return caught.value.code()
+
+    assert await refused(stub("target").FetchDisk(asked)) is grpc.StatusCode.UNAVAILABLE, "the source is not attached"
+    assert await refused(stub("thief").FetchDisk(asked)) is grpc.StatusCode.PERMISSION_DENIED
+    stale = pb.FetchDiskRequest(server_id="s", move_id="old")
+    assert await refused(stub("target").FetchDisk(stale)) is grpc.StatusCode.FAILED_PRECONDITION
+    source, _ = await attached(stub, "source")
+    fetching = stub("target").FetchDisk(asked)
+    query = (await source.read()).query
+    assert query.disk == pb.DiskQuery(server_id="s", move_id="m")
+
+    async def disk(*parts):
+        yield pb.DiskChunk(head=pb.DiskHead(move_id="m"))
+        for part in parts:
+            yield pb.DiskChunk(data=part)
+        yield pb.DiskChunk(tail=pb.DiskTail(size=6, sha256="x"))
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub("thief").SendDisk(disk(b"bad"))
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await stub("source").SendDisk(disk(b"one", b"two"))
+    arrived = [chunk async for chunk in fetching]
+    assert arrived[0].HasField("head") and b"".join(chunk.data for chunk in arrived) == b"onetwo" and arrived[-1].HasField("tail")
+    fetching = stub("target").FetchDisk(asked)
+    query = (await source.read()).query
+    await source.write(pb.AgentMessage(reply=pb.Reply(id=query.id, error="it is on")))
+    assert await refused(fetching) is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub("source").SendDisk(disk())
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    source.cancel()
 
 
 async def test_images_are_streamed_and_an_unknown_one_is_not_found(world):
@@ -304,4 +508,58 @@ async def test_a_host_that_is_up_without_a_provider_gets_it_when_its_agent_attac
     await again.read()
     assert database.get(fleet.PROVIDER, record.id).inventories["MEMORY_MB"].total == 8192
     again.cancel()
+    call.cancel()
+
+
+async def test_a_familys_certificate_attaches_its_hosts_and_no_others(world):
+    _, _, _, stub = world
+    call = stub("*.sim").Attach()
+    await call.write(hello("one.sim"))
+    assert (await call.read()).desired.snapshot
+    call.cancel()
+    call = stub("*.sim").Attach()
+    await call.write(hello("one"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call.read()
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_the_first_message_says_how_often_an_agent_is_to_say_that_it_lives(world, monkeypatch):
+    monkeypatch.setattr(service, "HEARTBEATS", 0.1)
+    _, _, _, stub = world
+    calls = []
+    for name, seconds in (("one", 5.0), ("two", 10.0)):
+        call = stub(name).Attach()
+        await call.write(hello(name))
+        assert (await call.read()).welcome.heartbeat_seconds == seconds
+        calls.append(call)
+    for call in calls:
+        call.cancel()
+
+
+async def test_what_was_observed_together_is_taken_in_together_ports_first(world):
+    _, things, _, stub = world
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    await call.write(pb.AgentMessage(observations=pb.Observations(
+        servers=[pb.ObservedServer(id=f"s{number}") for number in range(25)], ports=[pb.ObservedPort(id="p")],
+        gone=[pb.Gone(key="server/g")])))
+    await until(lambda: len(things.seen) == 27)
+    assert things.seen[0] == ("one", "p") and things.seen[-1] == ("one", "server/g")
+    assert {name for _, name in things.seen[1:-1]} == {f"s{number}" for number in range(25)}
+    call.cancel()
+
+
+async def test_hosts_that_share_a_thing_hear_of_it_a_little_later(world):
+    database, _, _, stub = world
+    await put(database, "a", "one")
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    for number in range(20):
+        await put(database, "b", "one", shared=number)
+    heard = (await call.read()).desired
+    assert [thing.key for thing in heard.upserts] == ["router/b"]
+    assert heard.revision == database.cache.revision, "many changes at a time"
     call.cancel()

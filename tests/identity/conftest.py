@@ -13,10 +13,13 @@ from control.gateway.app import Gateway
 from control.identity import service as identity
 from control.kernel.database import Database
 from control.kernel.rpc import Dispatcher
+from control.kernel.store import Store
 from tests.api.client import Client, Reply
+from tests.conftest import emptied
 from tests.identity.canaille import provider
 from tests.identity.canaille.provider import Canaille
 from tests.identity.slapd import Slapd
+from tests.upgrade.later_store import LaterStore
 
 URL = "http://cloud.example:5000"
 ENDPOINTS = [("identity", "keystone", "/v3"), ("compute", "nova", "/compute/v2.1"),
@@ -79,6 +82,18 @@ async def replica(store) -> AsyncIterator[Cloud]:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         cloud.passwords.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """An empty store of each kind; the one in memory holds what is written to what a later version may expect."""
+    async with contextlib.AsyncExitStack() as stack:
+        made: Store
+        if request.param == "memory":
+            stack.push_async_callback((made := LaterStore()).close)
+        else:
+            made = await stack.enter_async_context(emptied(request.getfixturevalue("etcd")))
+        yield made
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import Unauthenticated
 from control.kernel.rpc import Dispatcher
-from control.kernel.store import MemoryStore
+from tests.upgrade.later_store import LaterStore
 
 PATCH = "application/openstack-images-v2.1-json-patch"
 
@@ -67,10 +67,10 @@ class Client(requests.Session):
 class Cloud:
     """One replica with an image service, in a thread of its own."""
 
-    def __init__(self, folder: Path, store: MemoryStore | None = None, max_size: int = 2**30):
+    def __init__(self, folder: Path, store: LaterStore | None = None, max_size: int = 2**30):
         self._started = threading.Event()
         self.folder = folder
-        self.store = store or MemoryStore()
+        self.store = store or LaterStore()
         self.max_size = max_size
         self._listener = listen("127.0.0.1", 0)
         self.url = "http://{}:{}/image".format(*self._listener.getsockname())
@@ -118,7 +118,7 @@ class Cloud:
     def restarted(self) -> "Cloud":
         """A new process over what the old one, now stopped, left in the store and in the directory."""
         self.stop()
-        store = MemoryStore()             # one of its own: events belong to the loop that waited for them
+        store = LaterStore()             # one of its own: events belong to the loop that waited for them
         store._records, store._revision = dict(self.store._records), self.store._revision
         return Cloud(self.folder, store, self.max_size)
 

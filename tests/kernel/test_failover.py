@@ -5,11 +5,15 @@ Every limit here is what is promised times a generous factor, since the machine 
 import asyncio
 import hashlib
 import itertools
+import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,8 @@ pytestmark = pytest.mark.etcd
 #: Promised: 4 s after a kill -9, 0.5 s after a clean stop, and no gap beyond 2 s for who calls the others.
 KILLED, STOPPED, GAP = 4 * 4.0, 0.5 * 10, 2 * 4.0
 
-JOBS = {*((role, 0) for role in ("scheduler", "keeper", "hosts", "compute.relocation")), *itertools.product(("compute.servers", "network.gateways"), range(SHARDS))}
+JOBS = {*((role, 0) for role in ("scheduler", "keeper", "hosts", "compute.relocation")),
+        *itertools.product(("compute.servers", "network.gateways"), range(SHARDS))}
 
 
 class Cloud:
@@ -64,10 +69,11 @@ class Cloud:
         return self.replicas()[plane.config.agent_address].id
 
     def balanced(self) -> bool:
-        """Whether every shard has a leader that lives, and none has more than its share of a role."""
+        """Whether every process is listed, every shard has a leader that lives, and none has more than its share of a role."""
         alive, leaders = {each.id for each in self.replicas().values()}, self.leaders()
         most = -(-SHARDS // max(len(alive), 1))
-        return leaders.keys() == JOBS and set(leaders.values()) <= alive and all(
+        running = sum(plane.process.poll() is None for plane in self.planes)
+        return len(alive) == running and leaders.keys() == JOBS and set(leaders.values()) <= alive and all(
             sum(leaders["compute.servers", shard] == each for shard in range(SHARDS)) <= most for each in alive)
 
     def call(self, plane: Plane, verb: str, path: str, body: Any = None) -> Any:
@@ -163,6 +169,17 @@ def test_every_shard_of_every_role_has_one_leader_and_all_replicas_have_their_sh
     assert leaders.keys() == JOBS
     assert {sum(leaders["compute.servers", shard] == plane for shard in range(SHARDS))
             for plane in (cloud.id_of(plane) for plane in cloud.planes)} == {SHARDS // 3}
+
+
+def test_operators_see_the_replicas_their_versions_and_what_each_leads(cloud: Cloud):
+    for plane in cloud.planes:
+        answer = subprocess.run([sys.executable, "-m", "control.cli.main", "--state-dir", str(plane.config.state_dir),
+                                 "replicas", "--json"], capture_output=True, check=True, timeout=60)
+        rows = json.loads(answer.stdout)
+        assert {row["id"] for row in rows} == {cloud.id_of(each) for each in cloud.planes}
+        assert {row["version"] for row in rows} == {version("brume")}
+        assert {(role, shard): row["id"] for row in rows for role, shards in row["leads"].items() for shard in shards} \
+            == cloud.leaders()
 
 
 def test_services_list_every_replica(cloud: Cloud):

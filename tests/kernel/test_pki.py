@@ -121,3 +121,16 @@ def shake_hands(serving: ssl.SSLContext, calling: ssl.SSLContext) -> bool:
             except ssl.SSLError:
                 return False
     return len(done) == 2
+
+
+def test_a_familys_certificate_is_for_hosts_of_one_label_before_its_domain(tmp_path):
+    files = pki.ensure_leaf(tmp_path, "*.sim", client=True)
+    assert files.certificate.name == "_.sim.crt" and pki.ensure_leaf(tmp_path, "*.sim", client=True) == files
+    assert pki.speaks_for("*.sim", "host-1.sim")
+    for host in ("host-1", "sim", ".sim", "*.sim", "a.b.sim", "host.simulated", "host.sim.example"):
+        assert not pki.speaks_for("*.sim", host), host
+    assert pki.speaks_for("node-1", "node-1") and not pki.speaks_for("node-1", "node-2")
+    assert not pki.speaks_for("*", "node-1") and not pki.speaks_for("*.", "node.")
+    for name in ("*", "a.*", "*.*.sim", "*sim", "*..sim"):
+        with pytest.raises(ValueError, match="cannot be the name"):
+            pki.ensure_leaf(tmp_path, name)

@@ -13,11 +13,12 @@ from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Unauthenticated
 from control.kernel.rpc import Dispatcher
-from control.kernel.store import MemoryStore, Store
+from control.kernel.store import Store
 from control.network import service
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import ObservedPort
 from tests.api.client import Client, Reply
+from tests.upgrade.later_store import LaterStore
 
 
 def caller_of(project: str) -> Caller:
@@ -144,7 +145,7 @@ class Cloud:
 @contextlib.asynccontextmanager
 async def running(store: Store | None = None) -> AsyncIterator[Cloud]:
     """A cloud with a public network and one host that is up."""
-    database = Database(store or MemoryStore(), (*service.KINDS, *quota.KINDS, *fleet.KINDS))
+    database = Database(store or LaterStore(), (*service.KINDS, *quota.KINDS, *fleet.KINDS))
     following = asyncio.create_task(database.cache.run())
     try:
         await database.cache.ready.wait()

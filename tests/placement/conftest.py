@@ -17,10 +17,10 @@ from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import Unauthenticated
 from control.kernel.rpc import Dispatcher
-from control.kernel.store import MemoryStore
 from control.placement import service
 from control.placement.live import LiveFleet
 from control.placement.neighbours import NoServers
+from tests.upgrade.later_store import LaterStore
 
 ROLES = {"admin": {"admin"}, "service": {"service"}, "member": {"member", "reader"}, "reader": {"reader"}, "nobody": set()}
 
@@ -97,7 +97,7 @@ class Cloud:
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self.database = Database(MemoryStore(), (*fleet.KINDS, *identity.KINDS))
+        self.database = Database(LaterStore(), (*fleet.KINDS, *identity.KINDS))
         authenticator = identity.TokenAuthenticator(self.database) if self._has_identity else Tokens()
         dispatcher = Dispatcher(authenticator)
         if self._has_identity:

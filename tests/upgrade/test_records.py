@@ -13,13 +13,11 @@ from control.kernel.cache import Kind
 from control.kernel.database import Database
 from control.kernel.store import MemoryStore, Record
 from tests.upgrade.keep import KEPT
+from tests.upgrade.later_store import LATER
 from tests.upgrade.messages import filled, known, plain
 
 VERSIONS = sorted(path.name for path in KEPT.iterdir())
 KINDS = {kind.prefix: kind for kind in main.KINDS}
-
-#: A field that no version has: number 20000, "from a later version".
-LATER = bytes([*b"\x82\xe2\x09", 20]) + b"from a later version"
 
 
 def pool_of(directory: Path) -> descriptor_pool.DescriptorPool:
@@ -76,7 +74,8 @@ def test_an_earlier_version_that_changes_a_record_keeps_what_only_this_one_knows
     assert plain(again) == plain(written)
 
 
-async def test_a_transaction_keeps_what_only_a_later_version_knows(old: Old):
+@pytest.mark.parametrize("made_of_parts", [False, True])
+async def test_a_transaction_keeps_what_only_a_later_version_knows(old: Old, made_of_parts: bool):
     store = MemoryStore()
     database = Database(store, [old.kind])
     await store.commit(Record(old.key, old.bytes + LATER))
@@ -91,7 +90,7 @@ async def test_a_transaction_keeps_what_only_a_later_version_knows(old: Old):
     def change(tx) -> None:
         message = tx.require(old.kind, *identifier)
         assert plain(message) == old.says
-        tx.put(old.kind, message)
+        tx.put(old.kind, old.kind.message.FromString(old.bytes) if made_of_parts else message)
 
     await database.transact(change)
     value = (await store.get(old.key)).value
