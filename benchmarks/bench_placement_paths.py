@@ -33,6 +33,7 @@ from control.placement.scheduling import Scheduling
 from protos.internal.v1.fleet_pb2 import HostRecord, Provider, ProviderInventory, Usage
 from protos.placement.v1 import scheduling_pb2 as pb
 from protos.placement.v1 import scheduling_pb2_grpc
+from scheduler.types import ServerGroup
 
 ADMIN = Caller(user_id="u", project_id="p", roles=frozenset({"admin"}))
 HAS = {"VCPU": 512, "MEMORY_MB": 1 << 20, "DISK_GB": 20_000}
@@ -51,6 +52,9 @@ class Anybody:
 
     def group_of(self, server_id: str) -> None:
         return None
+
+    def groups(self) -> dict[str, ServerGroup]:
+        return {}
 
     def shape_of(self, flavor: str) -> None:
         return None

@@ -36,8 +36,9 @@ def row_signature(row: Row) -> RowSignature:
         for name, inventory in row.inventories))
 
 
-def host_signature(host: Host) -> HostSignature:
-    return HostSignature(host.zone, host.aggregates, host.closed, row_signature(host.rows[0]), len(host.rows) == 1)
+def host_signature(host: Host, row: RowSignature) -> HostSignature:
+    """`row`: its first row's."""
+    return HostSignature(host.zone, host.aggregates, host.closed, row, len(host.rows) == 1)
 
 
 def host_verdict(shape: Shape, host: HostSignature, filters: Iterable[Filter] = ()) -> str:

@@ -111,14 +111,15 @@ class Fleet:
         number = self.numbers.get(host.name)
         if number is not None and [row.name for row in self.hosts[host.name].rows] != [row.name for row in host.rows]:
             self._keep_rows(host, number)
-        signature = self._signature(host)
+        rows = [row_signature(row) for row in host.rows]
+        signature = self._signature(host, rows[0])
         if number is None:
             number = self._free_numbers.pop() if self._free_numbers else len(self.names)
         capacity = [[0] * len(self.classes) or [0] for _ in host.rows]
         for row, columns in zip(host.rows, capacity, strict=True):
             for name, inventory in row.inventories:
                 columns[self._columns[name]] = inventory.capacity
-        self.engine.set_host(number, signature, capacity, [self._row_signature(row_signature(row)) for row in host.rows],
+        self.engine.set_host(number, signature, capacity, [self._row_signature(row) for row in rows],
                              [row.parent for row in host.rows])
         if number == len(self.names):
             self.names.append("")
@@ -478,8 +479,8 @@ class Fleet:
                 reasons.append(verdict)
         return reasons.index(verdict)
 
-    def _signature(self, host: Host) -> int:
-        signature = host_signature(host)
+    def _signature(self, host: Host, row: RowSignature) -> int:
+        signature = host_signature(host, row)
         if signature not in self._signatures:
             self._signatures[signature] = len(self._signatures)
             for shape in range(len(self.shapes)):

@@ -50,7 +50,12 @@ def demand(server: ServerRecord, *, settings: Settings, aggregates: Iterable[Hos
     lifetime = server.hints.lifetime_seconds
     request = Request(server.id, _shape(server, settings, aggregates), group.id if group else "", only, avoid,
                       server.created_at.seconds + lifetime if lifetime else 0)
-    return request, ServerGroup(group.id, group.policy, group.max_server_per_host or 1) if group else None
+    return request, server_group(group) if group else None
+
+
+def server_group(record: ServerGroupRecord) -> ServerGroup:
+    """A server group as the scheduler sees it."""
+    return ServerGroup(record.id, record.policy, record.max_server_per_host or 1)
 
 
 def _shape(server: ServerRecord, settings: Settings, aggregates: Iterable[HostAggregate]) -> Shape:

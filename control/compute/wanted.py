@@ -2,7 +2,7 @@
 import logging
 
 from control.compute import model
-from control.compute.demand import Settings, demand
+from control.compute.demand import Settings, demand, server_group
 from control.kernel import fleet
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid
@@ -50,7 +50,12 @@ class Demands:
         if server is None or not server.server_group:
             return None
         group = self._database.get(model.SERVER_GROUP, server.server_group)
-        return ServerGroup(group.id, group.policy, group.max_server_per_host or 1) if group is not None else None
+        return server_group(group) if group is not None else None
+
+    def groups(self) -> dict[str, ServerGroup]:
+        """The group of every server that has one, by the server's id."""
+        return {server.id: group for record in self._database.rows(model.SERVER_GROUP) for group in (server_group(record),)
+                for server in self._database.rows(model.SERVER, "group", record.id)}
 
     def life_of(self, server_id: str) -> tuple[str, str, int, int] | None:
         """Of a server flavor, project, when it was made and when its hint says that it ends, 0 where it says none."""

@@ -41,7 +41,7 @@ class Answering:
         descriptor: Descriptor = method.descriptor.output_type
         self._api = api
         self._verb = verb
-        self._body_since = number(rest.body_since)
+        self.body_since = number(rest.body_since)
         self._has_time = LAST_MODIFIED in descriptor.fields_by_name
         self._is_empty = descriptor.full_name == "google.protobuf.Empty"
         self.success = rest.status or (204 if self._is_empty else 200)
@@ -123,7 +123,7 @@ class Answering:
         """
         answer = Answer(self.status(call, context), self.headers(message, context))
         changed = getattr(message, LAST_MODIFIED) if self._has_time and message.HasField(LAST_MODIFIED) else None
-        bare = answer.status == 204 or not self.has_body or context.version < self._body_since
+        bare = answer.status == 204 or not self.has_body or context.version < self.body_since
         if context.version >= self._api.dated_since and (self._verb == "GET" or changed is not None or not bare):
             moment = changed.seconds if changed is not None else time.time()
             answer.headers += [("Last-Modified", formatdate(moment, usegmt=True)), ("Cache-Control", "no-cache")]

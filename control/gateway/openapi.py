@@ -226,6 +226,11 @@ def _answers(rules: Sequence[Rule], schemas: Schemas) -> dict[str, Any]:
             answer = made.setdefault(str(status), {"description": _described_status(status), "headers": _headers(rule)})
             answer["headers"] |= _headers(rule)
             schema = None if status == 204 or rule.verb == "HEAD" else _answer_schema(rule, schemas)
+            if schema is not None and rest.body_since:
+                with_body, without = _body_of(rule, status)
+                schema = schema if with_body else None
+                if with_body and without:
+                    answer["description"] += f" There is a body from microversion {rest.body_since} on."
             if schema is not None:
                 bodies.setdefault((str(status), answering.content_type.partition(";")[0]), []).append(schema)
     for (code, media), each in bodies.items():
@@ -236,6 +241,17 @@ def _answers(rules: Sequence[Rule], schemas: Schemas) -> dict[str, Any]:
     for status in codes(has_versions=has_versions, takes_media=takes_media):
         made.setdefault(str(status), {"$ref": f"#/components/responses/{status}"})
     return dict(sorted(made.items()))
+
+
+def _body_of(rule: Rule, status: int) -> tuple[bool, bool]:
+    """Whether answers of a status are with a body at some microversions, and without one at some."""
+    answering, body_since = rule.answering, rule.answering.body_since
+    if status in rest_options(rule.method.descriptor).other_status:
+        return True, True
+    starts = [(0, answering.success), *answering.status_since]
+    ends = [since for since, _ in starts[1:]]
+    spans = [(since, end) for (since, each), end in zip(starts, [*ends, None], strict=True) if each == status]
+    return any(end is None or end > body_since for _, end in spans), any(since < body_since for since, _ in spans)
 
 
 def _described_status(status: int) -> str:

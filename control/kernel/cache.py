@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from google.protobuf.message import DecodeError, Message
@@ -48,8 +48,7 @@ class Kind(Generic[M]):
         return self.key(*self.id_of(message))
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[M]):
+class Change(NamedTuple, Generic[M]):
     """One record's change as the cache applied it. `before` None: created; `after` None: deleted."""
 
     kind: Kind[M]
@@ -60,31 +59,36 @@ class Change(Generic[M]):
 
 
 class _Table(Generic[M]):
-    __slots__ = ("indexes", "kind", "rows")
+    __slots__ = ("_indexed", "indexes", "kind", "rows")
 
     def __init__(self, kind: Kind[M]):
         self.kind = kind
         self.rows: dict[str, tuple[int, M]] = {}
         self.indexes: dict[str, dict[str, dict[str, None]]] = {name: {} for name in kind.indexes}
+        self._indexed = [(values_of, self.indexes[name]) for name, values_of in kind.indexes.items()]
 
     def put(self, key: str, revision: int, message: M | None) -> M | None:
-        before = self.rows.pop(key, (0, None))[1]
-        if before is not None:
-            self._unindex(key, before)
+        row = self.rows.pop(key, None)
+        if row is not None:
+            self._unindex(key, row[1])
         if message is not None:
             self.rows[key] = (revision, message)
-            for name, values_of in self.kind.indexes.items():
+            for values_of, index in self._indexed:
                 for value in values_of(message):
-                    self.indexes[name].setdefault(value, {})[key] = None
-        return before
+                    keys = index.get(value)
+                    if keys is None:
+                        index[value] = {key: None}
+                    else:
+                        keys[key] = None
+        return row[1] if row is not None else None
 
     def _unindex(self, key: str, message: M) -> None:
-        for name, values_of in self.kind.indexes.items():
+        for values_of, index in self._indexed:
             for value in values_of(message):
-                keys = self.indexes[name].get(value, {})
+                keys = index.get(value, {})
                 keys.pop(key, None)
                 if not keys:
-                    self.indexes[name].pop(value, None)
+                    index.pop(value, None)
 
 
 class Cache:
@@ -199,8 +203,12 @@ class Cache:
 
     def _apply(self, records: Iterable[Record], revision: int) -> None:
         changes = []
+        tables: dict[str, _Table | None] = {}                # of the folders of these keys: most are of few
         for record in records:
-            table = self._table_of(record.key)
+            folder = record.key.rpartition("/")[0]
+            if folder not in tables:
+                tables[folder] = self._table_of(record.key)
+            table = tables[folder]
             if table is None:
                 continue
             try:

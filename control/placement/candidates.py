@@ -146,8 +146,21 @@ def find(forest: Forest, request: Request) -> list[Candidate]:
     """Candidates, each once, at most request.limit and MAX_CANDIDATES."""
     search = _Search(forest, request)
     limit = min(request.limit, MAX_CANDIDATES)
-    found: dict[tuple, Candidate] = {}
-    turns = [search.tree(root) for root in search.roots()]
+    found: dict[object, Candidate] = {}
+    turns = []
+    for root in search.roots():
+        if search.is_lone(root):
+            lone = search.lone(root)
+            if lone is not None:
+                found[root] = lone
+        else:
+            turn = search.tree(root)
+            candidate = next(turn, None)
+            if candidate is not None:
+                turns.append(turn)
+                found.setdefault(_identity(candidate), candidate)
+        if len(found) >= limit:
+            break
     while turns and len(found) < limit:
         left = []
         for turn in turns:
@@ -185,6 +198,14 @@ class _Search:
                     self._sharing.setdefault(root, []).append(node)
         # Large groups first fail early; a group of one provider is cheaper than one of several.
         self._order = sorted(request.groups, key=lambda suffix: (suffix == "", -len(request.groups[suffix].resources)))
+        #: What all groups together ask for, and the classes that several ask for.
+        self._total: dict[str, int] = {}
+        self._several: set[str] = set()
+        for name, amount in (item for suffix in self._order for item in request.groups[suffix].resources.items()):
+            if name in self._total:
+                self._several.add(name)
+            self._total[name] = self._total.get(name, 0) + amount
+        self._may_be_lone = all(group.resources for group in request.groups.values())
 
     def roots(self) -> list[str]:
         """Roots of the trees that may have a candidate: those with the rarest of the classes that are asked for."""
@@ -205,11 +226,31 @@ class _Search:
         return (node is not None and self._request.root_required <= node.traits
                 and self._request.root_forbidden.isdisjoint(node.traits))
 
+    def is_lone(self, root: str) -> bool:
+        """Whether a tree is one provider, that nobody shares anything with and that shares nothing: most are, of most fleets."""
+        return (self._may_be_lone and len(self._forest.trees[root]) == 1 and root not in self._sharing
+                and not self._forest.nodes[root].shares)
+
+    def lone(self, root: str) -> Candidate | None:
+        """The one candidate that such a tree may have: what `tree` finds, without a search."""
+        node, request = self._forest.nodes[root], self._request
+        stocks = node.stocks
+        for group in request.groups.values():
+            for name, amount in group.resources.items():
+                if name not in stocks or not stocks[name].gives(amount):
+                    return None
+            if (not group.forbidden.isdisjoint(node.traits) or not group.not_member_of.isdisjoint(node.aggregates)
+                    or not _has_each(group.required, node.traits) or not _has_each(group.member_of, node.aggregates)
+                    or (group.in_tree and group.in_tree != root)):
+                return None
+        if request.isolate and sum(map(bool, self._order)) > 1:
+            return None
+        if not all(_holds(stocks[name], self._total[name]) for name in self._several):
+            return None
+        return Candidate({root: dict(self._total)}, {suffix: [root] for suffix in self._order})
+
     def tree(self, root: str) -> Iterator[Candidate]:
         """The candidates of one tree."""
-        members = self._forest.trees[root]
-        if len(members) == 1 and root not in self._sharing and not self._may_serve(members[root]):
-            return
         if self._order == [""]:          # one by one: there may be many more than are wanted
             for service in self._together(self._request.groups[""], root):
                 if (candidate := self._candidate([service])) is not None:
@@ -223,13 +264,6 @@ class _Search:
                 return
             options.append(services)
         yield from self._combine(options, [])
-
-    def _may_serve(self, node: Node) -> bool:
-        """Whether a provider could serve each group alone: of most trees there is no more to ask."""
-        return all(
-            _has_each(group.required, node.traits) and group.forbidden.isdisjoint(node.traits)
-            and all(name in node.stocks and node.stocks[name].gives(amount) for name, amount in group.resources.items())
-            for group in self._request.groups.values())
 
     def _combine(self, options: list[list[Service]], chosen: list[Service]) -> Iterator[Candidate]:
         """Go through the services of each group in turn, giving a branch up when it takes too much."""

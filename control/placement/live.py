@@ -3,7 +3,9 @@
 Changes are noted as they come and worked in when the fleet is asked for, so that it stands at the cache's revision then. A host's
 rows are its root provider and all below it, under their UUIDs; a consumer that holds something in several trees counts in each.
 """
+import functools
 from collections.abc import Iterable
+from operator import itemgetter
 
 from control.kernel import collector, fleet
 from control.kernel.cache import Change
@@ -11,9 +13,9 @@ from control.kernel.database import Database
 from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER, USAGE
 from control.placement.lives import Lives
 from control.placement.neighbours import Demands
-from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider
+from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider, ProviderInventory
 from scheduler.fleet import Fleet
-from scheduler.types import MOST, Amounts, Group, Held, Host, Inventory, Request, Row, Shape, amounts
+from scheduler.types import MOST, Amounts, Group, Held, Host, Inventory, Request, Row, ServerGroup, Shape, amounts
 
 #: The shape of a consumer until somebody asks what it needs.
 ANY = Shape(())
@@ -128,21 +130,23 @@ class LiveFleet:
         self._fleet = Fleet(filter(None, map(self._host, records)))
         simple: list[tuple[str, str, Amounts, str]] = []
         roots = {host.rows[0].name: name for name, host in self._fleet.hosts.items()}
-        known: dict[tuple[tuple[str, int], ...], Amounts] = {}
+        groups = self._demands.groups()
+        known: dict[bytes, Amounts] = {}              # by the bytes of what is held of one provider
         for allocation in self._cache.all(ALLOCATION):
-            consumer = allocation.consumer_uuid
-            group = self._group(consumer)
-            uuids = list(allocation.providers)
-            if len(uuids) == 1 and (host := roots.get(uuids[0])):
-                given = tuple(allocation.providers[uuids[0]].resources.items())
+            consumer, providers = allocation.consumer_uuid, allocation.providers
+            group = self._joined(groups[consumer]) if consumer in groups else ""
+            uuid = next(iter(providers), "") if len(providers) == 1 else ""
+            if host := roots.get(uuid):
+                held = providers[uuid]
+                given = held.SerializeToString()
                 if given not in known:
-                    known[given] = amounts(dict(given))
+                    known[given] = amounts(held.resources)
                 simple.append((consumer, host, known[given], group))
                 self._homes[consumer] = (consumer,)
             else:
                 self._hold(consumer, self._parts(allocation), group)
         self._fleet.hold_many(simple)
-        for consumer in self._homes:
+        for consumer in self._homes if self.lives is not None else ():
             self._expect(consumer)
         self._fresh = True
 
@@ -206,8 +210,10 @@ class LiveFleet:
 
     def _group(self, consumer: str) -> str:
         group = self._demands.group_of(consumer)
-        if group is None:
-            return ""
+        return self._joined(group) if group is not None else ""
+
+    def _joined(self, group: ServerGroup) -> str:
+        """A group's id; the fleet knows the group."""
         if self._fleet.groups.get(group.id) != group:
             self._fleet.set_group(group)
         return group.id
@@ -233,12 +239,18 @@ class LiveFleet:
         aggregates = {aggregate.id for aggregate in self._cache.by(AGGREGATE, "host", record.name)} | set(tree[0].aggregates)
         return Host(
             record.name, tuple(Row(provider.uuid, tuple(sorted(
-                (name, Inventory(min(have.total, MOST), min(have.reserved, MOST), min(have.allocation_ratio, 1e6) or 1e-9,
-                                 have.min_unit, have.max_unit, have.step_size))
-                for name, have in provider.inventories.items())), frozenset(provider.traits), places.get(provider.parent_uuid, 0))
-                for provider in tree),
+                [(name, _inventory(provider.inventories[name].SerializeToString())) for name in provider.inventories],
+                key=itemgetter(0))), frozenset(provider.traits), places.get(provider.parent_uuid, 0)) for provider in tree),
             zone=fleet.zone_of(self._database, record), aggregates=frozenset(aggregates),
             closed="disabled" if record.disabled else "" if record.up else "down")
+
+
+@functools.lru_cache(10_000)
+def _inventory(given: bytes) -> Inventory:
+    """Hosts of one make have the same inventories: one object for all of them."""
+    have = ProviderInventory.FromString(given)
+    return Inventory(min(have.total, MOST), min(have.reserved, MOST), min(have.allocation_ratio, 1e6) or 1e-9, have.min_unit,
+                     have.max_unit, have.step_size)
 
 
 def _in_order(root: str, providers: Iterable[Provider]) -> list[Provider]:

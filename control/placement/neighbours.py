@@ -1,4 +1,5 @@
 """What placement asks of other services. main.py passes the real ones in."""
+from collections.abc import Mapping
 from typing import Protocol
 
 from scheduler.types import Request, ServerGroup, Shape
@@ -12,6 +13,9 @@ class Demands(Protocol):
 
     def group_of(self, server_id: str) -> ServerGroup | None:
         """The group of a server; None for one without, and for what is no server."""
+
+    def groups(self) -> Mapping[str, ServerGroup]:
+        """The group of every server that has one, by the server's id."""
 
     def life_of(self, server_id: str) -> tuple[str, str, int, int] | None:
         """Of a server its flavor's id, its project's, when it was made and when its hint says that it ends (0: it does not), in
@@ -32,6 +36,9 @@ class NoServers:
 
     def group_of(self, server_id: str) -> None:
         return None
+
+    def groups(self) -> dict[str, ServerGroup]:
+        return {}
 
     def life_of(self, server_id: str) -> None:
         return None

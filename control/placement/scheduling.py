@@ -5,10 +5,10 @@ What Schedule says it allocated is committed; a dry run answers what it would ha
 import asyncio
 import functools
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 from control.kernel.database import Database, Transaction
-from control.kernel.errors import Conflict, Invalid
+from control.kernel.errors import Conflict, Error, Invalid
 from control.kernel.fleet import ALLOCATION
 from control.kernel.rpc import Call
 from control.kernel.store import MAX_OPERATIONS
@@ -22,6 +22,9 @@ from control.placement.turns import Turns
 from protos.internal.v1.fleet_pb2 import Allocation
 from protos.placement.v1 import scheduling_pb2 as pb
 from scheduler.numeric import np
+
+#: Requests of one stream at once.
+UNDER_WAY = 256
 
 
 class Scheduling(Planning):
@@ -44,6 +47,34 @@ class Scheduling(Planning):
         if not named and answer.placed:
             answer.consumer_ids.extend(asked.consumers)
         return answer
+
+    async def ScheduleStream(self, requests: AsyncIterator[pb.ScheduleRequest],
+                             call: Call) -> AsyncGenerator[pb.ScheduleAnswer, None]:
+        under_way: asyncio.Queue[asyncio.Task[pb.ScheduleAnswer] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(UNDER_WAY)
+
+        async def read() -> None:
+            async for request in requests:
+                await room.acquire()
+                under_way.put_nowait(asyncio.create_task(self._answered(request, call)))
+
+        reading = asyncio.create_task(read())
+        reading.add_done_callback(lambda _: under_way.put_nowait(None))
+        try:
+            while (answer := await under_way.get()) is not None:
+                yield await answer
+                room.release()
+            reading.result()
+        finally:
+            for task in (reading, *(under_way.get_nowait() for _ in range(under_way.qsize()))):
+                if task is not None:
+                    task.cancel()
+
+    async def _answered(self, request: pb.ScheduleRequest, call: Call) -> pb.ScheduleAnswer:
+        try:
+            return pb.ScheduleAnswer(response=await self.Schedule(request, call))
+        except Error as error:
+            return pb.ScheduleAnswer(error=pb.ScheduleError(code=error.status.value[0], reason=error.reason, message=str(error)))
 
     def _explained(self, asked: Asked) -> pb.ScheduleResponse:
         decided = turns.decide(self._live, asked, np.arange(len(asked.shape_of)))

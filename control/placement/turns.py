@@ -233,7 +233,7 @@ def _pair(asked: Asked, number: int) -> tuple[int, int]:
 def _joint(calls: Sequence[_Waiting]) -> tuple[Asked, Sequence[_Waiting]]:
     """One request of all calls' consumers, and whose each is."""
     if len(calls) == 1:
-        return calls[0].asked, calls * len(calls[0].asked.shape_of)
+        return calls[0].asked, [calls[0]] * len(calls[0].asked.shape_of)
     shapes: dict[Shape, int] = {}
     which: list[int] = []
     consumers: list[str] = []

@@ -64,6 +64,17 @@ def test_microversions_nulls_and_free_properties_are_told(toys):
     assert image["additionalProperties"] is not False
 
 
+def test_an_answer_that_has_its_body_from_a_microversion_on_is_told_with_and_without(documents):
+    answers = documents["placement"]["paths"]["/placement/resource_providers"]["post"]["responses"]
+    assert "content" not in answers["201"] and "application/json" in answers["200"]["content"]
+
+
+async def test_a_body_that_comes_under_the_same_status_is_told_with_its_microversion(client):
+    toy = (await client("GET", "/placement/openapi.json")).json
+    answer = toy["paths"]["/placement/resource_providers"]["post"]["responses"]["201"]
+    assert "content" in answer and "There is a body from microversion 1.20 on." in answer["description"]
+
+
 def test_bytes_are_no_json_and_errors_have_the_familys_envelope(toys):
     upload = toys["image"]["paths"]["/image/v2/images/{image_id}/file"]["put"]
     assert list(upload["requestBody"]["content"]) == ["application/octet-stream"]

@@ -202,3 +202,35 @@ def test_candidates_are_what_a_search_over_all_choices_finds(forest: Forest, req
              frozenset((suffix, frozenset(uuids)) for suffix, uuids in each.mappings.items())) for each in found]
     assert len(set(flat)) == len(flat), "each once"
     assert set(flat) == slowly(forest, request_)
+
+
+@st.composite
+def flat_forests(draw) -> Forest:
+    """Providers without others below them, some of which share."""
+    made = []
+    for number in range(draw(st.integers(1, 6))):
+        traits, aggregates = (frozenset(draw(st.sets(st.sampled_from(names)))) for names in (TRAITS, AGGREGATES))
+        stocks = {name: Stock(draw(st.integers(0, 6)), draw(st.integers(0, 2)), 1, draw(st.integers(1, 6)),
+                              draw(st.integers(1, 2))) for name in draw(st.sets(st.sampled_from(CLASSES), min_size=1))}
+        made.append(Node(f"n{number}", f"n{number}", "", f"n{number}", stocks=stocks, traits=traits, aggregates=aggregates,
+                         shares=draw(st.integers(0, 9)) == 0))
+    return Forest(made)
+
+
+@settings(max_examples=400, deadline=None)
+@given(flat_forests(), requests, st.integers(1, 8))
+def test_what_a_lone_provider_is_asked_and_a_search_of_its_tree_have_one_answer(forest: Forest, request_: Request, limit: int):
+    limited = Request(**{name: getattr(request_, name) for name in request_.__slots__} | {"limit": limit})
+    quick = find(forest, limited)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates._Search, "is_lone", lambda self, root: False)
+        searched = find(forest, limited)
+    assert quick == searched
+    assert [list(each.mappings) for each in quick] == [list(each.mappings) for each in searched]
+
+
+def test_most_trees_are_asked_without_a_search(monkeypatch):
+    forest = Forest(node(f"n{number}", CPU=4) for number in range(10))
+    monkeypatch.setattr(candidates._Search, "tree", lambda self, root: pytest.fail("searched"))
+    assert len(find(forest, asked(group=Group({"CPU": 2}), group1=Group({"CPU": 2})))) == 10
+    assert not find(forest, asked(group=Group({"CPU": 2}), group1=Group({"CPU": 3})))

@@ -89,12 +89,16 @@ async def test_a_group_counts_the_servers_that_are_held_already(database):
         def group_of(self, server_id: str) -> ServerGroup:
             return group
 
+        def groups(self) -> dict[str, ServerGroup]:
+            return {"s0": group, "s1": group}
+
     placer = placer_of(database, Grouped())
     await add_host(database, "a")
     await add_host(database, "b")
     for expected in (["a"], ["b"], [""]):
         server_id = f"s{len(database.cache.all(fleet.ALLOCATION))}"
         assert hosts_of(await database.transact(lambda tx, i=server_id: placer.place(tx, [wanted(i, group=group)]))) == expected
+    assert hosts_of(placer_of(database, Grouped()).dry_run([wanted("s2", group=group)])) == [""], "read in, too"
 
 
 async def test_aggregates_give_hosts_their_zone_and_a_change_of_them_refuses_the_commit(database):

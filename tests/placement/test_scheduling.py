@@ -10,7 +10,7 @@ import pytest
 from control.kernel import fleet, rpc
 from control.kernel.caller import Caller
 from control.kernel.database import Database
-from control.kernel.errors import Conflict, Invalid, NotFound, Stale, TooLarge
+from control.kernel.errors import Conflict, Invalid, NotFound, Stale, TooLarge, Unavailable
 from control.kernel.fleet import ALLOCATION, HOST, PROVIDER, USAGE
 from control.kernel.rpc import Call, Dispatcher
 from control.kernel.store import MAX_OPERATIONS, MemoryStore
@@ -183,6 +183,118 @@ async def test_a_hundred_calls_at_once_all_place(database, scheduling):
     answers = await asyncio.gather(*(scheduling.Schedule(request, CALL) for _ in range(100)))
     assert sorted(where(answer)[0] for answer in answers) == ["a"] * 50 + ["b"] * 50
     check_books(database)
+
+
+async def test_calls_that_wait_are_decided_together_and_answered_each(database, scheduling):
+    roots = [await add_host(database, name, VCPU=8) for name in "ab"]
+    turns, turn = [], scheduling._turns._turn
+
+    async def counted(calls):
+        turns.append(len(calls))
+        await turn(calls)
+
+    scheduling._turns._turn = counted
+    requests = [pb.ScheduleRequest(shapes=[vcpus(1), vcpus(3), vcpus(100)], shape_of=[0, 1], project_id=f"p{number}",
+                                   consumer_type=f"T{number}") for number in range(3)]
+    requests.append(pb.ScheduleRequest(shapes=[vcpus(1, required=["CUSTOM_A"]), vcpus(1)], shape_of=[0, 1, 0]))
+    answers = await asyncio.gather(*(scheduling.Schedule(request, CALL) for request in requests))
+    assert turns == [4]
+    for number, answer in enumerate(answers[:3]):
+        assert answer.placed == 2 and not answer.refusals and answer.revision == database.cache.revision
+        for consumer, host in zip(answer.consumer_ids, where(answer), strict=True):
+            held = database.require(ALLOCATION, consumer)
+            assert (held.project_id, held.consumer_type) == (f"p{number}", f"T{number}") and homes(database)[consumer] == host
+    assert list(answers[3].host_of).count(-1) == 2 and answers[3].placed == 1
+    [refusal] = answers[3].refusals
+    assert (refusal.shape, refusal.group, refusal.count) == (0, -1, 2) and "trait" in refusal.reason
+    assert sum(database.require(USAGE, root).used["VCPU"] for root in roots) == 13
+    check_books(database)
+
+
+async def test_what_is_wrong_with_a_call_fails_it_alone(database, scheduling):
+    await add_host(database, "a", VCPU=100)
+    name = str(uuid.uuid4())
+    one, named = pb.ScheduleRequest(shapes=[vcpus(1)], shape_of=[0]), pb.ScheduleRequest(
+        shapes=[vcpus(2)], shape_of=[0], consumer_ids=[name])
+    requests = [one, named, pb.ScheduleRequest(shapes=[vcpus(1, policy="x")], shape_of=[0]), named, one,
+                pb.ScheduleRequest(shapes=[vcpus(1)], shape_of=[0] * 2, all_or_nothing=True,
+                                   groups=[pb.ConsumerGroup(id="g", policy="anti-affinity")], group_of=[0, 0]),
+                pb.ScheduleRequest(shapes=[vcpus(1)], shape_of=[0], groups=[pb.ConsumerGroup(id="g", policy="o")], group_of=[0]),
+                one]
+    answers = await asyncio.gather(*(scheduling.Schedule(request, CALL) for request in requests), return_exceptions=True)
+    assert [getattr(answer, "placed", type(answer)) for answer in answers] == [1, 1, Invalid, Conflict, 1, 0, Invalid, 1]
+    assert len(database.rows(ALLOCATION)) == 4 and name in homes(database)
+    check_books(database)
+
+
+async def test_a_cancelled_call_takes_no_other_with_it(database, scheduling):
+    await add_host(database, "a", VCPU=100)
+    commit, going = database.store.commit, asyncio.Event()
+
+    async def slow(*writes, guards=()):
+        going.set()
+        await asyncio.sleep(0.05)
+        return await commit(*writes, guards=guards)
+
+    database.store.commit = slow
+    request = pb.ScheduleRequest(shapes=[vcpus(1)], shape_of=[0])
+    calls = [asyncio.create_task(scheduling.Schedule(request, CALL)) for _ in range(3)]
+    await going.wait()
+    calls += [asyncio.create_task(scheduling.Schedule(request, CALL)) for _ in range(3)]
+    await asyncio.sleep(0)
+    calls[0].cancel()          # on its way to the store
+    calls[3].cancel()          # still waiting
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(answer, asyncio.CancelledError) for answer in answers] == [True, False, False, True, False, False]
+    assert all(answer.placed == 1 for answer in answers if not isinstance(answer, BaseException))
+    assert len(database.rows(ALLOCATION)) == 5
+    check_books(database)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_calls_at_once_never_take_more_than_there_is(database, scheduling, seed):
+    draw = random.Random(seed)
+    for number in range(draw.randint(1, 5)):
+        await add_host(database, f"h{number}", parts=draw.choice([0, 0, 2]), VCPU=draw.choice([3, 8, 150]))
+    gpu = pb.ShapeGroup(amounts={"CUSTOM_GPU": 1})
+    shapes = [vcpus(1), vcpus(2, policy="spread"), pb.Shape(amounts={"VCPU": 1}, groups=[gpu])]
+    other = Scheduling(database, LiveFleet(database, NoServers()))       # as another replica: it shares no turns
+
+    def request(count: int) -> pb.ScheduleRequest:
+        made = pb.ScheduleRequest(shapes=shapes, shape_of=draw.choices(range(3), k=count), all_or_nothing=draw.random() < 0.4,
+                                  explain=draw.random() < 0.2)
+        if made.all_or_nothing:
+            made.explain = False
+        if draw.random() < 0.3:
+            made.groups.add(id="g", policy=draw.choice(["anti-affinity", "soft-affinity"]))
+            made.group_of.extend(draw.choices([-1, 0], k=count))
+        return made
+
+    requests = [request(draw.choice([1, 1, 1, 2, 5, 20])) for _ in range(60)]
+    answers = await asyncio.gather(*(draw.choice([scheduling, scheduling, other]).Schedule(each, CALL) for each in requests))
+    held = homes(database)
+    for each, answer in zip(requests, answers, strict=True):
+        assert sum(refusal.count for refusal in answer.refusals) == len(each.shape_of) - answer.placed or each.all_or_nothing
+        assert not each.all_or_nothing or answer.placed in (0, len(each.shape_of))
+        assert len(answer.choices) == (len(each.shape_of) if each.explain else 0)
+        assert where(answer) == ([held.get(consumer, "") for consumer in answer.consumer_ids] or [""] * len(each.shape_of))
+    assert len(held) == sum(answer.placed for answer in answers)
+    check_books(database)
+
+
+async def test_a_store_that_does_not_answer_fails_those_that_waited_for_it_and_no_later_one(database, scheduling):
+    await add_host(database, "a", VCPU=100)
+    commit = database.store.commit
+
+    async def silent(*writes, guards=()):
+        raise Unavailable("store", "no quorum")
+
+    database.store.commit = silent
+    request = pb.ScheduleRequest(shapes=[vcpus(1)], shape_of=[0])
+    answers = await asyncio.gather(*(scheduling.Schedule(request, CALL) for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) and "no quorum" in str(answer) for answer in answers)
+    database.store.commit = commit
+    assert (await scheduling.Schedule(request, CALL)).placed == 1
 
 
 async def test_consumers_that_hold_something_are_refused_before_anything_is_done(database, scheduling):
@@ -379,6 +491,21 @@ async def test_an_admin_schedules_by_grpc_and_others_do_not(database):
             assert (await stub.Release(pb.ReleaseRequest(consumer_ids=answer.consumer_ids[:2]), metadata=metadata)).released == 2
             with pytest.raises(grpc.aio.AioRpcError) as moved:
                 await stub.ApplyPlan(pb.ApplyPlanRequest(plan=plan), metadata=metadata)
+            requests = [pb.ScheduleRequest(shapes=[vcpus(amount)], shape_of=[0]) for amount in (1, 0, 1, 9, 2)]
+            with pytest.raises(grpc.aio.AioRpcError) as streamed:
+                await stub.ScheduleStream(metadata=(("x-auth-token", "member"),)).read()
+            assert streamed.value.code() == grpc.StatusCode.PERMISSION_DENIED
+            answers = [each async for each in stub.ScheduleStream(requests, metadata=metadata)]
+            assert [each.response.placed for each in answers] == [1, 0, 1, 0, 1]
+            assert [each.WhichOneof("answer") for each in answers] == ["response", "error", "response", "response", "response"]
+            assert answers[1].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] and "VCPU" in answers[1].error.message
+            many = [pb.ScheduleRequest(shapes=[vcpus(1)], shape_of=[0], dry_run=True)] * 1000
+            assert len([each async for each in stub.ScheduleStream(many, metadata=metadata)]) == 1000
+            broken = stub.ScheduleStream(metadata=metadata)
+            await broken.write(many[0])
+            assert (await broken.read()).response.revision
+            broken.cancel()
+            assert (await stub.Schedule(many[0], metadata=metadata)).revision        # whoever leaves takes nobody along
             assert moved.value.code() == grpc.StatusCode.ABORTED and "make the plan anew" in moved.value.details()
     finally:
         await server.stop(None)
