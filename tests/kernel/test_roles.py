@@ -161,7 +161,7 @@ async def test_one_that_stops_finishes_the_step_it_has_begun_and_begins_no_other
         await asyncio.sleep(0.05)
         assert one.leading, "it waits for the step"
         one.hold.set()
-        await stop(task)
+        await asyncio.gather(task, return_exceptions=True)
         assert one.steps == 1 and not one.leading
         assert [record.key.split("/")[2] for record in (await store.scan("/seen/"))[0]] == ["begun"]
         assert not (await store.scan("/leaders/"))[0] and not (await store.scan("/replicas/"))[0]
