@@ -82,7 +82,7 @@ class Hosts:
         log.info("host %s: attached (%s)", hello.host, hello.inventory.hypervisor_type)
         reader = asyncio.create_task(self._read(session, requests))
         try:
-            while not (session.closed or self._leaving):
+            while not session.closed and (session.answers or not self._leaving):
                 session.wake.clear()
                 for query in session.queries:
                     yield pb.ControlMessage(query=query)
@@ -129,11 +129,15 @@ class Hosts:
             raise Unavailable("host.slow", f"Host {host} did not answer within {ANSWER_WITHIN:.0f} s.") from error
         finally:
             session.answers.pop(query.id, None)
+            session.wake.set()
 
     # Running
 
     def leave(self) -> None:
-        """End all streams with a farewell, which sends their agents to another replica at once; new ones get the same."""
+        """End all streams with a farewell, which sends their agents to another replica at once; new ones get the same.
+
+        A stream on which an answer is due ends when that has come.
+        """
         self._leaving = True
         for session in self._sessions.values():
             session.wake.set()
