@@ -69,6 +69,7 @@ class Replica:
         self.authenticator = DirectoryAuthenticator(self.database, self.directories)
         self.peers = Peers(self.database, self.membership.id, credentials)
         self.images = image.ImageService(self.database, config.path("images"), config.max_image_size, self.peers)
+        self.membership.record.image_directory = self.images.directory_id
         self.ports = network.ServerPorts(self.database)
         self.settings = compute.Settings(policy=config.placement_policy, automatic_evacuation=config.evacuation == "auto")
         demands = compute.Demands(self.database, self.settings)
@@ -143,6 +144,7 @@ class Replica:
         async with asyncio.TaskGroup() as group:
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
+            group.create_task(self.images.end_abandoned(shard.fence))
             group.create_task(Maintenance(self.store).run())
 
     async def take_part(self) -> None:

@@ -113,7 +113,7 @@ class Hosts:
         reader = asyncio.create_task(self._read(session, requests))
         welcome: pb.Welcome | None = pb.Welcome(heartbeat_seconds=session.heartbeat)
         try:
-            while not (session.closed or self._leaving):
+            while not session.closed and (session.answers or not self._leaving):
                 session.wake.clear()
                 lease = self._lease(session) if session.heard is not None else None
                 if lease or not session.snapshot_due:
@@ -223,11 +223,15 @@ class Hosts:
             raise Unavailable("host.slow", f"Host {host} did not answer within {within:.0f} s.") from error
         finally:
             session.answers.pop(query.id, None)
+            session.wake.set()
 
     # Running
 
     def leave(self) -> None:
-        """End all streams with a farewell, which sends their agents to another replica at once; new ones get the same."""
+        """End all streams with a farewell, which sends their agents to another replica at once; new ones get the same.
+
+        A stream on which an answer is due ends when that has come.
+        """
         self._leaving = True
         for session in self._sessions.values():
             session.wake.set()

@@ -1,10 +1,12 @@
-"""What a data directory's own replica repairs: images whose upload died, and files that no record wants any more.
+"""Repairs images whose upload died, and deletes files that no record wants any more.
 
-Level-triggered: reads the record, looks whether a process holds the file, takes one step. Each replica runs one, for its
-own directory; it needs no leadership, because nobody else touches these files.
+Level-triggered: reads the record, looks whether a process holds the file, takes one step. Each replica runs a Reconciler, for
+its own directory; it needs no leadership, because nobody else touches these files. Uploads to a replica that is gone for good
+are ended by a leader, Abandoned; should that replica come back, it finds what it is to delete.
 """
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from control.image import model
 from control.image.files import Directory
@@ -13,10 +15,16 @@ from control.kernel import clock
 from control.kernel.cache import Change
 from control.kernel.database import Database, Transaction
 from control.kernel.reconcile import Controller
+from control.kernel.replicas import REPLICA
+from control.kernel.store import Guard
 from protos.image.v1.images_pb2 import Image
 from protos.image.v1.records_pb2 import ImageRecord
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a replica must be gone before the uploads that it was taking are ended for it: more than a restart takes, after
+#: which it does that itself.
+GONE_FOR = 120.0
 
 
 class Reconciler:
@@ -61,6 +69,45 @@ class Reconciler:
         yield from (IMAGE.key_of(record) for record in cache.all(IMAGE) if self._mine(record) and arriving(record))
 
 
+class Abandoned:
+    """Ends the uploads of replicas that do not come back. Runs as leader; `fence` is added to every commit."""
+
+    def __init__(self, database: Database, fence: Sequence[Guard] = ()):
+        self._database = database
+        self._fence = fence
+        self._since: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look after arriving images until cancelled."""
+        await Controller("image.abandoned", self._database.cache, keys_of=self._keys_of, all_keys=self._all_keys,
+                         reconcile=self.reconcile, workers=1).run()
+
+    async def reconcile(self, key: str) -> float | None:
+        """One step for an image; the seconds after which to look again, if at all."""
+        record = self._database.cache.at(IMAGE, key)[1]
+        if record is None or not arriving(record) or record.directory_id in self._directories():
+            self._since.pop(key, None)
+            return None
+        now = asyncio.get_running_loop().time()
+        left = self._since.setdefault(key, now) + GONE_FOR - now
+        if left > 0:
+            return left
+        await requeue(self._database, record.image.id, record.file, self._fence)
+        return None
+
+    def _directories(self) -> set[str]:
+        """Those of the replicas that live."""
+        return {replica.image_directory for replica in self._database.cache.all(REPLICA)}
+
+    def _keys_of(self, change: Change) -> Iterable[str]:
+        if change.kind is IMAGE and change.after is not None and arriving(change.after):
+            return (change.key,)
+        return self._all_keys() if change.kind is REPLICA else ()
+
+    def _all_keys(self) -> list[str]:
+        return [IMAGE.key_of(record) for record in self._database.cache.all(IMAGE) if arriving(record)]
+
+
 def arriving(record: ImageRecord) -> bool:
     """Whether the record says that an upload is under way."""
     return record.image.status == Image.SAVING or (record.image.status == Image.UPLOADING and not record.HasField("staged"))
@@ -74,8 +121,12 @@ async def settle(database: Database, directory: Directory, image_id: str) -> Non
     record = database.get(IMAGE, image_id)
     if record is None or not arriving(record) or await directory.held(record.file):
         return
-    name = record.file
+    if await requeue(database, image_id, record.file):
+        await collect(database, directory, GARBAGE.key(record.file))
 
+
+async def requeue(database: Database, image_id: str, name: str, guards: Sequence[Guard] = ()) -> bool:
+    """Return an image whose data was to arrive in a file to queued, and let go of the file; whether it was so still."""
     def decide(tx: Transaction) -> bool:
         record = tx.get(IMAGE, image_id)
         if record is None or record.file != name or not arriving(record):
@@ -86,9 +137,10 @@ async def settle(database: Database, directory: Directory, image_id: str) -> Non
         tx.put(IMAGE, record)
         return True
 
-    if await database.transact(decide):
+    requeued = await database.transact(decide, guards=guards)
+    if requeued:
         log.info("image %s: its upload ended without data, it is queued again", image_id)
-        await collect(database, directory, GARBAGE.key(name))
+    return requeued
 
 
 async def collect(database: Database, directory: Directory, key: str) -> None:

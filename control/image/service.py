@@ -13,10 +13,11 @@ from control.image.files import Directory
 from control.image.images import Images
 from control.image.members import Members
 from control.image.model import IMAGE, KINDS
-from control.image.reconciler import Reconciler
+from control.image.reconciler import Abandoned, Reconciler
 from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import NotFound
+from control.kernel.store import Guard
 from protos.image.v1 import data_pb2, discovery_pb2, images_pb2, members_pb2
 from protos.image.v1.images_pb2 import Image
 
@@ -52,6 +53,14 @@ class ImageService:
         async with asyncio.TaskGroup() as group:
             group.create_task(Reconciler(self._database, self._directory).run())
             group.create_task(self._copies.run())
+
+    @property
+    def directory_id(self) -> str:
+        return self._directory.id
+
+    async def end_abandoned(self, fence: Guard) -> None:
+        """End the uploads of replicas that do not come back, until cancelled: a part of a leader's work."""
+        await Abandoned(self._database, [fence]).run()
 
     def bootable(self, caller: Caller, image_id: str) -> Image:
         """An image that the caller may boot. Raises Invalid if it is not there for them, or not active."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from control.kernel.cache import Change
 from control.kernel.database import Database
-from control.kernel.election import Election
+from control.kernel.election import PAUSE, Election
 from control.kernel.replicas import REPLICA, Membership
 from control.kernel.store import Guard
 from protos.internal.v1.replicas_pb2 import ReplicaRecord
@@ -121,7 +121,12 @@ class Roles:
 
     async def _lead(self, role: Role, number: int) -> None:
         election = Election(self._database.store, self._membership, role.name, number, role.shards)
-        await election.lead(lambda fence: role.work(Shard(fence, number, role.shards)))
+        while True:
+            try:
+                await election.lead(lambda fence: role.work(Shard(fence, number, role.shards)))
+            except Exception:       # what the store gives no name for: the shard must not stay without a candidate
+                log.exception("%s: campaigning again", election.key)
+                await asyncio.sleep(PAUSE)
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]], running: Iterable[asyncio.Task[None]]) -> None:

@@ -246,7 +246,11 @@ async def test_a_replica_that_stops_says_farewell_to_its_agents_and_to_those_who
     call = stub("one").Attach()
     await call.write(hello("one"))
     await call.read()
+    asked = asyncio.create_task(hosts.console_log("one", "s", 10))
+    query = (await call.read()).query
     hosts.leave()
+    await call.write(pb.AgentMessage(reply=pb.Reply(id=query.id, data=b"boot")))
+    assert await asked == b"boot", "what was asked is answered first"
     assert (await call.read()).HasField("farewell") and await call.read() is grpc.aio.EOF
     late = stub("two").Attach()
     await late.write(hello("two"))

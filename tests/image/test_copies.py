@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from control.image import model, service
+from control.image import model, reconciler, service
 from control.image.files import Directory
 from control.image.model import GARBAGE, IMAGE
 from control.image.service import ImageService
-from control.kernel import quota
+from control.kernel import quota, replicas
 from control.kernel.database import Database
 from control.kernel.errors import Unavailable
-from control.kernel.store import MemoryStore
+from control.kernel.store import Guard, Record
 from protos.image.v1.images_pb2 import Image
 from protos.image.v1.records_pb2 import Garbage, ImageRecord
+from protos.internal.v1.replicas_pb2 import ReplicaRecord
+from tests.upgrade.later_store import LaterStore
 
 DATA = b"an image's data" * 200_000
 
@@ -40,7 +42,7 @@ class Replica:
     def __init__(self, folder: Path):
         self.folder = folder
         self.others = Others()
-        self.database = Database(MemoryStore(), (*service.KINDS, *quota.KINDS))
+        self.database = Database(LaterStore(), (*service.KINDS, *quota.KINDS, *replicas.KINDS))
         self.images = ImageService(self.database, folder, peers=self.others)
 
     async def active(self, data: bytes = DATA) -> ImageRecord:
@@ -81,7 +83,7 @@ async def test_what_another_replica_took_comes_here_and_goes_with_its_image(repl
     async with replica.running():
         record = await replica.active()
         await replica.until(lambda: replica.others.read)
-        assert not replica.files(), "nobody has it yet"
+        assert record.file not in replica.files(), "nobody has it yet"
         replica.others.files[record.file] = DATA
         await replica.until(lambda: replica.files() == {record.file: DATA})
         replica.others.files.clear()
@@ -129,3 +131,25 @@ async def test_a_file_that_no_image_has_goes_and_one_that_is_being_written_stays
         await replica.until(lambda: replica.files().keys() == {"being-written.part"})
         await replica.until(lambda: not replica.database.cache.all(GARBAGE))
         await writing.close()
+
+
+async def test_an_upload_to_a_replica_that_does_not_come_back_is_ended_and_one_to_a_living_replica_is_not(replica: Replica,
+                                                                                                           monkeypatch):
+    monkeypatch.setattr(reconciler, "GONE_FOR", 0.2)
+    async with replica.running():
+        fence = await replica.database.store.commit(Record("/leaders/keeper/0-of-1", b""))
+        await replica.database.transact(lambda tx: tx.put(replicas.REPLICA, ReplicaRecord(id="r", image_directory="lives")))
+        for directory in ("gone", "lives"):
+            await replica.database.transact(lambda tx, directory=directory: tx.put(IMAGE, ImageRecord(
+                directory_id=directory, file=f"{directory}.abc", image=Image(id=directory, status=Image.SAVING))))
+        leading = asyncio.create_task(replica.images.end_abandoned(Guard.created("/leaders/keeper/0-of-1", fence)))
+
+        def status(image: str) -> int:
+            return replica.database.require(IMAGE, image).image.status
+
+        await replica.until(lambda: status("gone") == Image.QUEUED)
+        assert replica.database.require(GARBAGE, "gone.abc").directory_id == "gone", "should it come back, it deletes the file"
+        assert status("lives") == Image.SAVING
+        await replica.database.transact(lambda tx: tx.delete(replicas.REPLICA, "r"))
+        await replica.until(lambda: status("lives") == Image.QUEUED)
+        leading.cancel()

@@ -1,15 +1,18 @@
 """A small noun for the kernel's own tests, and a running database over each kind of store."""
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
 from control.kernel.cache import Kind
 from control.kernel.database import Database
+from control.kernel.etcd_client import rpc_pb2
+from control.kernel.etcd_store import EtcdStore
 from control.kernel.quota import LEDGER
 from protos.internal.v1.quota_pb2 import QuotaLedger
+from tests.conftest import Etcd
 
 #: A noun with an index: the ledger's message, kept elsewhere. Its id is the project, its index the service.
 THING = Kind("/test/things/", QuotaLedger, id_of=lambda thing: (thing.project_id,),
@@ -39,3 +42,23 @@ async def db(store) -> AsyncIterator[Database]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[list[Etcd]]:
+    """Three members of one cluster."""
+    members = [Etcd(tmp_path, name) for name in ("one", "two", "three")]
+    for member in members:
+        member.peers = [other for other in members if other is not member]
+        member.start()
+    yield members
+    for member in members:
+        member.kill()
+
+
+async def etcd_leader(store: EtcdStore, cluster: list[Etcd]) -> Etcd:
+    """The member that leads a cluster."""
+    status = await store.client.call(lambda member: member.maintenance.Status, rpc_pb2.StatusRequest())
+    [leader] = [member for member in cluster if (await store.client.at(member.endpoint).maintenance.Status(
+        rpc_pb2.StatusRequest())).header.member_id == status.leader]
+    return leader

@@ -1,7 +1,7 @@
 """The store over etcd when etcd crashes, when replies are lost, and what travels in one transaction."""
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,6 +13,7 @@ from control.kernel.etcd_store import EtcdStore
 from control.kernel.store import MAX_OPERATIONS, Guard, Record
 from tests.conformance.check_store import take
 from tests.conftest import Etcd, free_port
+from tests.kernel.conftest import etcd_leader
 
 pytestmark = pytest.mark.etcd
 
@@ -218,18 +219,6 @@ async def test_commits_during_crashes_of_etcd_happen_once_or_are_unavailable(own
     await store.close()
 
 
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[list[Etcd]]:
-    """Three members of one cluster."""
-    members = [Etcd(tmp_path, name) for name in ("one", "two", "three")]
-    for member in members:
-        member.peers = [other for other in members if other is not member]
-        member.start()
-    yield members
-    for member in members:
-        member.kill()
-
-
 async def test_a_cluster_that_loses_its_leader_loses_no_commit_and_no_change(cluster: list[Etcd]):
     endpoints = [member.endpoint for member in cluster]
     for member in cluster:
@@ -243,10 +232,7 @@ async def test_a_cluster_that_loses_its_leader_loses_no_commit_and_no_change(clu
 
     writers = [asyncio.create_task(writer(number)) for number in range(8)]
     await revision_of(store, "/a/0/5")
-    status = await store.client.call(lambda member: member.maintenance.Status, rpc_pb2.StatusRequest())
-    [leader] = [member for member in cluster if (await store.client.at(member.endpoint).maintenance.Status(
-        rpc_pb2.StatusRequest())).header.member_id == status.leader]
-    leader.kill()
+    (await etcd_leader(store, cluster)).kill()
     committed = sorted(revision for revisions in await asyncio.gather(*writers) for revision in revisions)
     records, _ = await store.scan("/a/")
     assert sorted(record.revision for record in records)[1:] == committed

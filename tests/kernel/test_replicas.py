@@ -8,7 +8,10 @@ import pytest
 from control.kernel import replicas
 from control.kernel.database import Database
 from control.kernel.errors import Unavailable
+from control.kernel.etcd_store import EtcdStore
 from control.kernel.replicas import LEADERSHIP, REPLICA, Membership
+from tests.conftest import Etcd
+from tests.kernel.conftest import etcd_leader
 
 
 @pytest.fixture
@@ -96,3 +99,19 @@ async def test_one_whose_lease_was_lost_ends_its_term_and_is_listed_again_with_a
     with contextlib.suppress(asyncio.CancelledError):
         await stop(task)
     assert again.over.is_set()
+
+
+@pytest.mark.etcd
+async def test_an_etcd_that_elects_another_leader_ends_no_term(cluster: list[Etcd]):
+    for each in cluster:
+        await each.ready()
+    store = EtcdStore([each.endpoint for each in cluster], cluster[0].credentials)
+    member = Membership(store, replicas.new_record("one", "one:1"))
+    task = asyncio.create_task(member.run())
+    term = await member.term()
+    (await etcd_leader(store, cluster)).kill()
+    await asyncio.sleep(2 * replicas.SILENCE)
+    assert not term.over.is_set()
+    assert (await store.get(REPLICA.key(member.id))).lease == term.lease
+    await stop(task)
+    await store.close()
