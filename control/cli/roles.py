@@ -80,7 +80,7 @@ def agent_config(config: Config) -> "AgentConfig":
 
 def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
     """Run a role until SIGTERM or SIGINT, which cancel it."""
-    from control.kernel import rpc
+    from control.kernel import collector, rpc
 
     class WithRequestId(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -115,5 +115,6 @@ def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
             if not task.cancelled():
                 raise
 
+    collector.relax()
     import uvloop
     uvloop.run(until_told())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
+from control.network.addressing import collapsed
 from control.network.attributes import prefix
 from control.network.model import (
     DHCP,
@@ -276,7 +277,7 @@ class Projection:
         members = set()
         for port in self._cache.by(PORT, "group", group_id):
             members |= {fixed.ip_address for fixed in port.fixed_ips} | {pair.ip_address for pair in port.allowed_address_pairs}
-        return sorted(members)
+        return collapsed(members)
 
     def _router(self, router: Router) -> pb.HostRouter:
         shown = pb.HostRouter(

@@ -1,9 +1,14 @@
 """What hosts shall have, and which hosts a change may touch: the second always covers the first."""
 
+import ipaddress
 from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control.kernel.cache import Change
 from control.kernel.interfaces import PortRequest
+from control.network.addressing import collapsed
 from protos.internal.v1.hosts_pb2 import ObservedPort
 from tests.network.conftest import Cloud
 
@@ -167,3 +172,19 @@ async def test_every_change_names_the_hosts_that_it_touches_and_a_status_names_n
             await cloud.shut(server)
             watch.check()
         assert all(cloud.on(host) == {} for host in HOSTS)
+
+
+@given(st.sets(st.integers(0, 300)), st.sets(st.integers(0, 5)))
+def test_members_of_a_group_are_as_few_prefixes_as_have_exactly_them(fours, sixes):
+    addresses = {str(ipaddress.IPv4Address("10.0.0.0") + number) for number in fours}
+    addresses |= {str(ipaddress.IPv6Address("fd00::") + number) for number in sixes}
+    networks = [ipaddress.ip_network(text) for text in collapsed(addresses)]
+    assert {str(address) for network in networks for address in network} == addresses
+    assert sum(network.num_addresses for network in networks) == len(addresses)
+    for version in (4, 6):
+        own = [network for network in networks if network.version == version]
+        assert own == list(ipaddress.collapse_addresses(own))
+
+
+def test_a_prefix_among_a_groups_members_takes_in_the_addresses_that_it_has():
+    assert collapsed(["10.0.0.5", "10.0.0.0/25", "10.0.0.128/25", "10.0.1.7", "::/0"]) == ["10.0.0.0/24", "10.0.1.7", "::/0"]
