@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -24,13 +25,14 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, quota, rpc
+from control.kernel import etcd_server, fleet, idempotency, pki, quota, rpc
 from control.kernel.cache import Kind
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.election import Election
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
+from control.kernel.idempotency import IdempotencyKeys
 from control.kernel.policy import PolicyFile
 from control.kernel.store import Guard
 from control.network import service as network
@@ -72,7 +74,7 @@ class Replica:
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
             projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)])
-        self.dispatcher = rpc.Dispatcher(self.authenticator)
+        self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database))
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
         self.policy_file = PolicyFile(self.dispatcher.policy, config.policy_path)
@@ -113,6 +115,7 @@ class Replica:
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
+            group.create_task(idempotency.keep_sweeping(self.store, timedelta(hours=self.config.idempotency_key_hours)))
             group.create_task(Maintenance(self.store).run())
 
 
