@@ -28,11 +28,12 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, replicas, rpc, tls
+from control.kernel import etcd_server, fleet, idempotency, pki, replicas, rpc, tls
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
+from control.kernel.idempotency import IdempotencyKeys
 from control.kernel.peers import Peers
 from control.kernel.policy import PolicyFile
 from control.kernel.renewal import Renewal
@@ -85,7 +86,7 @@ class Replica:
             projections=[servers, network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)],
             certify=functools.partial(pki.certify, config.pki_dir, life=_life(config)))
-        self.dispatcher = rpc.Dispatcher(self.authenticator)
+        self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database))
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
         self.policy_file = PolicyFile(self.dispatcher.policy, config.policy_path)
@@ -145,6 +146,8 @@ class Replica:
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
             group.create_task(self.images.end_abandoned(shard.fence))
+            group.create_task(idempotency.keep_sweeping(
+                self.store, datetime.timedelta(hours=self.config.idempotency_key_hours)))
             group.create_task(Maintenance(self.store).run())
 
     async def take_part(self) -> None:

@@ -12,8 +12,8 @@ from control.kernel.errors import Error
 #: Command -> the module under control.cli that has it. Imported when it is used.
 COMMANDS = {"up": "cloud", "down": "cloud", "status": "cloud", "env": "cloud", "demo": "demo", "images": "images",
             "policy": "policy", "plan": "plan", "drain": "drain", "undrain": "drain", "simulate": "simulate",
-            "replicas": "replicas", "audit": "audit", "backup": "backup", "restore": "backup", "certificate": "machines", "join": "machines",
-            "etcd": "etcd", "control": "roles", "agent": "roles", "journal": "roles"}
+            "replicas": "replicas", "audit": "audit", "backup": "backup", "restore": "backup", "certificate": "machines",
+            "join": "machines", "etcd": "etcd", "control": "roles", "agent": "roles", "journal": "roles"}
 
 
 class Brume(click.Group):

@@ -1,7 +1,12 @@
-"""The CLI's own way to the REST API: a token, the catalog, JSON in and out, over one kept connection per service."""
+"""The CLI's own way to the REST API: a token, the catalog, JSON in and out, over one kept connection per service.
+
+What was not answered is sent again for a while: what changes something has an idempotency key, so it takes effect once.
+"""
 import http.client
 import json
 import ssl
+import time
+import uuid
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,13 +16,27 @@ from control.kernel.config import Config
 #: Seconds that one answer may take.
 TIMEOUT = 60.0
 
+#: Seconds for which a request is sent again that was not answered, or answered 503; and those between two tries, at first and at
+#: most. Long enough for another replica to take over; longer keeps a user waiting for a cloud that is down.
+RETRY_FOR = 8.0
+PAUSE, LONGEST_PAUSE = 0.1, 2.0
+
 
 class RestError(Exception):
-    """An answer of 400 or more, or none at all. `status` is 0 when the cloud did not answer."""
+    """An answer of 400 or more, or none at all. `status` is 0 when the cloud did not answer.
 
-    def __init__(self, status: int, text: str):
+    `retry_after`: seconds after which the same may be answered otherwise, where the answer says so.
+    """
+
+    def __init__(self, status: int, text: str, retry_after: float | None = None):
         super().__init__(text)
         self.status = status
+        self.retry_after = retry_after
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is worth while to send the same again."""
+        return self.status in (0, 503) or (self.status == 409 and self.retry_after is not None)
 
 
 class Session:
@@ -43,15 +62,18 @@ class Session:
 
         `body` is sent as JSON; bytes, or an iterable of them, as they are.
         """
+        headers = dict(headers or {})
+        if method not in ("GET", "HEAD") and not _is_stream(body):
+            headers.setdefault("Idempotency-Key", str(uuid.uuid4()))
         if not self._token:
             self._log_in()
         try:
-            return self._send(method, self._url(service, path), body, headers or {})[1]
+            return self._persist(method, self._url(service, path), body, headers)[1]
         except RestError as error:
             if error.status != 401:
                 raise
         self._log_in()
-        return self._send(method, self._url(service, path), body, headers or {})[1]
+        return self._persist(method, self._url(service, path), body, headers)[1]
 
     def _url(self, service: str, path: str) -> str:
         if service not in self._endpoints:
@@ -59,17 +81,30 @@ class Session:
         return self._endpoints[service].rstrip("/") + path
 
     def _log_in(self) -> None:
-        headers, body = self._send("POST", f"{self._auth_url}/auth/tokens", {"auth": self._auth}, {}, token=False)
+        headers, body = self._persist("POST", f"{self._auth_url}/auth/tokens", {"auth": self._auth}, {}, token=False)
         self._token = headers["X-Subject-Token"]
         self._endpoints = {service["type"]: endpoint["url"] for service in body["token"]["catalog"]
                            for endpoint in service["endpoints"] if endpoint["interface"] == "public"}
+
+    def _persist(self, method: str, url: str, body: Any, headers: dict[str, str], *, token: bool = True) -> tuple[Any, Any]:
+        """Send until there is an answer that stands. A stream of bytes can be sent only once."""
+        limit, pause = time.monotonic() + RETRY_FOR, PAUSE
+        while True:
+            try:
+                return self._send(method, url, body, headers, token=token)
+            except RestError as error:
+                wait = max(pause, error.retry_after or 0)
+                if not error.may_pass or _is_stream(body) or time.monotonic() + wait > limit:
+                    raise
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _send(self, method: str, url: str, body: Any, headers: dict[str, str], *, token: bool = True) -> tuple[Any, Any]:
         parts = urlsplit(url)
         headers = {"Accept": "application/json", **headers}
         if token:
             headers["X-Auth-Token"] = self._token
-        if body is not None and not isinstance(body, bytes) and (isinstance(body, dict | list) or not isinstance(body, Iterable)):
+        if body is not None and not isinstance(body, bytes) and not _is_stream(body):
             body = json.dumps(body).encode()
             headers.setdefault("Content-Type", "application/json")
         target = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -78,6 +113,8 @@ class Session:
             try:
                 connection.request(method, target, body=body, headers=headers, encode_chunked=not isinstance(body, bytes | None))
                 answer = connection.getresponse()
+                if answer.length is None and not answer.chunked:        # the cloud says how long: the headers were cut off
+                    raise http.client.IncompleteRead(b"")
                 data = answer.read()
                 break
             except (OSError, http.client.HTTPException) as error:
@@ -85,7 +122,9 @@ class Session:
                 if fresh or not isinstance(body, bytes | None):
                     raise RestError(0, f"{parts.scheme}://{parts.netloc} does not answer: {error}") from error
         if answer.status >= 400:
-            raise RestError(answer.status, f"{method} {target}: {answer.status} {message_of(data)}")
+            after = answer.headers.get("Retry-After", "")
+            raise RestError(answer.status, f"{method} {target}: {answer.status} {message_of(data)}",
+                            float(after) if after.isdecimal() else None)
         return answer.headers, json.loads(data) if data and "json" in answer.headers.get("Content-Type", "") else None
 
     def _connect(self, scheme: str, netloc: str, *, fresh: bool) -> http.client.HTTPConnection:
@@ -98,6 +137,11 @@ class Session:
             else:
                 self._connections[netloc] = http.client.HTTPConnection(netloc, timeout=TIMEOUT)
         return self._connections[netloc]
+
+
+def _is_stream(body: Any) -> bool:
+    """Whether a body is bytes in pieces, which are gone when they are sent."""
+    return isinstance(body, Iterable) and not isinstance(body, bytes | dict | list)
 
 
 def message_of(data: bytes) -> str:

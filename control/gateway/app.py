@@ -22,6 +22,8 @@ from control.gateway.microversions import negotiate
 from control.gateway.reference import Reference
 from control.gateway.routes import Endpoint, Match, Routes, Rule
 from control.kernel.errors import Error, NotFound
+from control.kernel.idempotency import HEADER, REPLAYED
+from control.kernel.idempotency import parse as parse_key
 from control.kernel.rpc import Call, Dispatcher
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ class Gateway:
         try:
             query = exchange.query()
             request = await self._request(exchange, match, rule, body, query, context)
+            if (key := exchange.headers.get(HEADER.lower())) is not None and exchange.verb not in ("GET", "HEAD"):
+                call.idempotency_key = parse_key(key)
         except Error as error:
             await self._refuse(rule, error, call)
         if rule.method.server_streaming:
@@ -114,6 +118,8 @@ class Gateway:
         message = await self._dispatcher.unary(rule.method, request, call)
         answer = rule.answering.answer(message, call, context, exchange.path, query)
         answer.headers += common
+        if call.is_replay:
+            answer.headers.append((REPLAYED, "true"))
         await exchange.answer(answer)
 
     def _match(self, exchange: Exchange) -> Match | None:

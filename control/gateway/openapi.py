@@ -13,6 +13,7 @@ from control.gateway.errors import codes, responses
 from control.gateway.microversions import service_name
 from control.gateway.routes import Rule
 from control.gateway.schemas import ANSWER, CREATE, INPUT, Schema, Schemas, bounds, or_null
+from control.kernel.idempotency import HEADER, REPLAYED
 from control.kernel.naming import field_name
 
 #: Headers that OpenAPI describes elsewhere, or that HTTP itself sees to.
@@ -135,6 +136,12 @@ def _parameters(rules: Sequence[Rule], path: str, schemas: Schemas) -> list[dict
             if name not in _NOT_PARAMETERS and not name.endswith("*"):
                 name = field_options(field).header
                 made.setdefault(("header", name), _text_parameter(name, "header", field, schemas))
+        if _may_be_repeated(rule):
+            made.setdefault(("header", HEADER), {
+                "name": HEADER, "in": "header", "schema": {"type": "string", "pattern": "^[ -~]{1,255}$"},
+                "description": "Makes the request safe to send again: with the same key it takes effect once, and is answered as "
+                               "the first time; another request with this key is refused (409). Best is a random UUID.",
+                "example": "0b5cbd5f-1f0e-4d57-9c3b-0f3f5f2e7a51"})
         if (version := rule.api.version_of(rule.path)) is not None:
             name, service = "OpenStack-API-Version", service_name(rule.api)
             made.setdefault(("header", name), {
@@ -142,6 +149,11 @@ def _parameters(rules: Sequence[Rule], path: str, schemas: Schemas) -> list[dict
                 "schema": {"type": "string", "pattern": f"^{service} (latest|[1-9]\\.[0-9]{{1,3}})$"},
                 "example": f"{service} {version.max_version}"})
     return list(made.values())
+
+
+def _may_be_repeated(rule: Rule) -> bool:
+    """Whether a call is told to take idempotency keys. All that change something do; of the others, HTTP says it already."""
+    return rule.verb == "POST" and rule.method.policy != "public" and not rule.method.client_streaming
 
 
 def _query(rule: Rule) -> Iterable[tuple[list[FieldDescriptor], str]]:
@@ -262,6 +274,8 @@ def _described_status(status: int) -> str:
 def _headers(rule: Rule) -> dict[str, Any]:
     made: dict[str, Any] = {"x-openstack-request-id": {"schema": {"type": "string", "pattern": "^req-[0-9a-f-]{36}$"},
                                                        "description": "Names the request in the cloud's logs."}}
+    if _may_be_repeated(rule):
+        made[REPLAYED] = {"schema": {"const": "true"}, "description": "The request was answered before, and this is that answer."}
     if rule.answering.location is not None:
         made["Location"] = {"schema": {"type": "string", "format": "uri"}, "description": "Where the new thing is."}
     for name, field in rule.answering.header_fields:

@@ -27,6 +27,7 @@ from control.kernel import clock
 from control.kernel.cache import Change, Kind
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Invalid, Unavailable
+from control.kernel.overlay import outside
 from protos.identity.v1.directories_pb2 import DirectoryEntry
 from protos.identity.v1.groups_pb2 import Group
 from protos.identity.v1.records_pb2 import Membership, UserRecord
@@ -260,7 +261,8 @@ class Directories:
         if self._good_until.get(key, 0.0) > time.monotonic():
             return
         if key not in self._asking:
-            self._asking[key] = task = asyncio.create_task(self._ask(key, domain_id, ask))
+            with outside():                 # what it writes is for all who wait for it
+                self._asking[key] = task = asyncio.create_task(self._ask(key, domain_id, ask))
             task.add_done_callback(lambda done: self._ended(key, done))
         await asyncio.shield(self._asking[key])
 

@@ -7,6 +7,7 @@ etcd_server  how the supervised etcd is started and when it is ready; etcd_maint
 pki          the cloud's certificate authority: etcd's certificates, replicas', agents'
 cache        every record decoded in memory, fed by one watch
 database     transact(): read from the cache, decide, commit once, retry when the world moved
+overlay      a whole call's decisions as one commit; idempotency answers a call again by its key, and takes effect once
 election     leadership by lease, and the fence that leaders commit with
 reconcile    from changes to calls of reconcile(key), with back-off and resync
 rpc          from a servicer to something that can be called: caller, policy, deadline, errors, one log line
@@ -17,6 +18,7 @@ listeners    who listens on a port, for messages
 quota        ledgers charged in the commit that uses them
 
 Keys of its own: /election/<job> the leader's identity under its lease, /quota/ledgers/<service>/<project>,
-/kernel/maintenance touched by sweeps; outside of "/", so that no watch carries it: marks/<store>/<slot>, the number of the
-last transaction that a store sent, by which it learns whether it was applied.
+/kernel/maintenance and /kernel/idempotency-swept touched by sweeps, /kernel/idempotency/<hash> while a call of many commits runs;
+outside of "/", so that no watch carries them: marks/<store>/<slot>, the number of the last transaction that a store sent, by
+which it learns whether it was applied, and idempotency/<hash>, the answers of calls that came with a key.
 """

@@ -85,6 +85,8 @@ class Config:
     reserved_ram_mib: int = 512
     #: Bytes that one image may have.
     max_image_size: int = 64 * 2**30
+    #: How long a call that is made again with its idempotency key is answered as before.
+    idempotency_key_hours: int = 24
     log_level: str = "INFO"
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
@@ -238,6 +240,8 @@ class Config:
                 raise Invalid(f"config.{name}", f"{name} {getattr(self, name)} must be 0 to 100000")
         if not 0 <= self.audit_keep_days <= 100_000:
             raise Invalid("config.audit_keep_days", f"audit_keep_days {self.audit_keep_days} must be 0 to 100000")
+        if not 1 <= self.idempotency_key_hours <= 10_000:
+            raise Invalid("config.idempotency_key_hours", "idempotency_key_hours must be 1 to 10000")
         if self.lockout_duration < 1:
             raise Invalid("config.lockout_duration", f"lockout_duration {self.lockout_duration} must be at least 1 second")
         try:

@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from control.kernel.cache import Cache, Kind
 from control.kernel.errors import NotFound, Stale, Unavailable
+from control.kernel.overlay import Overlay, current
 from control.kernel.store import Guard, Record, Store
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Transaction:
     def delete(self, kind: Kind[M], *parts: str) -> None:
         """Delete what is under an id; nothing where there is nothing."""
         key = kind.key(*parts)
-        if self._cache.at(kind, key)[0] or key in self._writes:
+        if self._cache.at(kind, key)[1] is not None or key in self._writes:
             self._write(kind, key, None)
 
     def _write(self, kind: Kind, key: str, message: Message | None) -> None:
@@ -101,6 +102,10 @@ class Transaction:
     def guard(self, guard: Guard) -> None:
         self._guards[guard.key, guard.what] = guard
 
+    def hand_over(self, overlay: Overlay, guards: Sequence[Guard]) -> None:
+        """Leave to a whole call's commit what this decision would have committed with these guards."""
+        overlay.take(self._writes, [*self._guards.values(), *guards] if self._writes else ())
+
     def writes(self) -> tuple[list[Record], list[Guard]]:
         """What to commit. A guard on a key that is also written says nothing that the write does not say."""
         records = [Record(key, None if message is None else message.SerializeToString(deterministic=True), revision)
@@ -115,24 +120,45 @@ class Database:
 
     def __init__(self, store: Store, kinds: Iterable[Kind]):
         self.store = store
-        self.cache = Cache(store, kinds)
+        self._cache = Cache(store, kinds)
         #: Why nothing may be written now; "": it may.
         self.refusing = ""
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
+    @property
+    def cache(self) -> Cache:
+        """What reads see: the replica's cache; within a call that commits all at once, with what it has written so far."""
+        overlay = current.get()
+        return self._cache if overlay is None else overlay.over(self._cache)
+
+    def apart(self) -> None:
+        """Say that what follows is more than one commit, or has effects beside the store: it cannot be committed at once.
+
+        Raises NotAtOnce within a call that would be; the call is then begun again, as one that need not be.
+        """
+        if isinstance(cache := self.cache, Overlay):
+            cache.refuse()
+
+    def check_writable(self) -> None:
+        """Raises Unavailable while nothing may be written."""
+        if self.refusing:
+            raise Unavailable("store.refusing", self.refusing)
+
     def get(self, kind: Kind[M], *parts: str) -> M | None:
-        return self.cache.get(kind, *parts)
+        overlay = current.get()         # not the property: nothing is read more often
+        return (self._cache if overlay is None else overlay.over(self._cache)).get(kind, *parts)
 
     def require(self, kind: Kind[M], *parts: str) -> M:
         """The cached message (do not change it), or NotFound."""
-        message = self.cache.get(kind, *parts)
+        message = self.get(kind, *parts)
         if message is None:
             raise missing(kind, *parts)
         return message
 
     def rows(self, kind: Kind[M], index: str | None = None, value: str = "") -> list[M]:
         """The cached messages (do not change them) of a kind: all, or those under an index value."""
-        return self.cache.all(kind) if index is None else self.cache.by(kind, index, value)
+        cache = self.cache
+        return cache.all(kind) if index is None else cache.by(kind, index, value)
 
     async def transact(self, decide: Callable[[Transaction], T], *, guards: Sequence[Guard] = (), serial: str = "") -> T:
         """Run `decide` on a snapshot and commit what it wrote; its answer, once this replica's reads show the commit.
@@ -142,18 +168,23 @@ class Database:
         queue for instead of racing: the one record that all of them write (a quota ledger).
         Raises what `decide` raises; Unavailable when the store does not answer or the race is lost ATTEMPTS times.
         """
+        if isinstance(cache := self.cache, Overlay):
+            await cache.queue(serial)
+            transaction = Transaction(cache)
+            answer = decide(transaction)
+            transaction.hand_over(cache, guards)
+            return answer
         contended = ""      # the key that this decision lost; it queues for it here, or 200 callers would all lose 30 times
-        async with self._queue(serial):
+        async with self.queue(serial):
             for attempt in range(ATTEMPTS):
-                async with self._queue(contended):
+                async with self.queue(contended):
                     transaction = Transaction(self.cache)
                     answer = decide(transaction)
                     writes, own_guards = transaction.writes()
                     if not writes:
                         return answer
-                    if self.refusing:
-                        raise Unavailable("store.refusing", self.refusing)
-                    if not contended and (contended := next((write.key for write in writes if write.key in self._locks), "")):
+                    self.check_writable()
+                    if not contended and (contended := self.queued(writes)):
                         continue
                     try:
                         revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
@@ -163,13 +194,17 @@ class Database:
                         await self.cache.wait(stale.revision)
                         contended = stale.key
                     else:
-                        await self._shown(revision)
+                        await self.shown(revision)
                         return answer
                 if attempt > 2:
                     await asyncio.sleep(random.uniform(0, 0.005 * attempt))  # noqa: S311 - spreads retries, no secret
         raise Unavailable("store.contended", f"lost the race for {contended} {ATTEMPTS} times: try again")
 
-    async def _shown(self, revision: int) -> None:
+    def queued(self, writes: Iterable[Record]) -> str:
+        """A key among those to be written that callers queue for; "" for none."""
+        return next((write.key for write in writes if write.key in self._locks), "")
+
+    async def shown(self, revision: int) -> None:
         """Wait until reads show a commit. It is made, so a replica that is behind is no failure of the caller's."""
         try:
             await self.cache.wait(revision)
@@ -184,7 +219,8 @@ class Database:
         return False
 
     @contextlib.asynccontextmanager
-    async def _queue(self, name: str) -> AsyncIterator[None]:
+    async def queue(self, name: str) -> AsyncIterator[None]:
+        """Wait for one's turn among this replica's callers who name the same; "" is no queue."""
         if not name:
             yield
             return

@@ -25,10 +25,12 @@ from google.protobuf.message import Message
 from control.kernel.acting import NOBODY, Author, author
 from control.kernel.caller import Caller
 from control.kernel.errors import Denied, Error, Invalid, Unauthenticated, Unavailable
+from control.kernel.idempotency import HEADER, REPLAYED, IdempotencyKeys, parse
 from control.kernel.naming import api_options
 from control.kernel.policy import Finder, Policy, RequestTarget, rule_name
 from control.kernel.rules import NO_TARGET
 from protos.brume.v1 import options_pb2
+from protos.internal.v1.idempotency_pb2 import IdempotentAnswer
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ class Call:
     caller_or_none: Caller | None = None
     #: Whether the rpc's rule has said all that there is to say of who may: then the handler asks no more.
     decided: bool = False
+    #: As the client gave it; "" for none. It says nothing where nobody is logged in, or where the client streams: those calls are
+    #: logins, which make nothing, and uploads, which are taken once. The dispatcher says whether the answer was given before.
+    idempotency_key: str = ""
+    is_replay: bool = False
     #: HTTP status of the answer, where a handler chooses at run time; None: the rpc's own.
     status: int | None = None
 
@@ -105,8 +111,10 @@ class Method:
 class Dispatcher:
     """The table of methods, and the one way to call them."""
 
-    def __init__(self, authenticator: Authenticator, policy: Policy | None = None):
+    def __init__(self, authenticator: Authenticator, policy: Policy | None = None, keys: IdempotencyKeys | None = None):
+        """`keys` are those that calls come with; without, a key says nothing."""
         self._authenticator = authenticator
+        self._keys = keys
         self.policy = policy or Policy()
         self.methods: dict[str, Method] = {}
         self.services: list[ServiceDescriptor] = []
@@ -144,6 +152,10 @@ class Dispatcher:
             author.set(_author(method, call))
             if method.client_streaming:
                 return await method.handler(request, call)
+            if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
+                answer = await _within(self._once(self._keys, method, request, call), call.timeout)
+                outcome = "replayed" if call.is_replay else "ok"
+                return answer
             return await _within(method.handler(request, call), call.timeout)
         except BaseException as error:
             outcome = type(error).__name__
@@ -155,6 +167,23 @@ class Dispatcher:
             _log_call(method, call, outcome, started)
             author.reset(acting)
             request_id.reset(token)
+
+    async def _once(self, keys: IdempotencyKeys, method: Method, request: Message, call: Call) -> Message:
+        """What a call with an idempotency key answers: what it answered before, if it did."""
+        async def run() -> IdempotentAnswer:
+            call.status = None
+            again = method.request_type()
+            again.CopyFrom(request)                       # a handler may change what it is given
+            response = await method.handler(again, call)
+            return IdempotentAnswer(response=response.SerializeToString(), status=call.status or 0, request_id=call.request_id)
+
+        content = b"\0".join((method.name.encode(), repr(call.microversion).encode(),
+                              request.SerializeToString(deterministic=True)))
+        kept, call.is_replay = await keys.once(call.caller, call.idempotency_key, content, run)
+        call.status = kept.status or None
+        if call.is_replay:
+            log.info("%s is answered as %s was", method.name, kept.request_id)
+        return method.response_type.FromString(kept.response)
 
     async def stream(self, method: Method, request: Any, call: Call) -> AsyncGenerator[Message, None]:
         """Call a method that answers with a stream; errors as in unary()."""
@@ -302,7 +331,11 @@ def _handler(dispatcher: Dispatcher, method: Method) -> grpc.RpcMethodHandler:
     async def unary(request: Any, context: grpc.aio.ServicerContext) -> Message:
         call = _call_of(context)
         try:
-            return await dispatcher.unary(method, request, call)
+            call.idempotency_key = parse(dict(context.invocation_metadata() or ()).get(HEADER.lower(), ""))
+            answer = await dispatcher.unary(method, request, call)
+            if call.is_replay:
+                context.set_trailing_metadata(((REPLAYED.lower(), "true"),))
+            return answer
         except Error as error:
             await _abort(context, call, error)
             raise AssertionError("abort raises") from error

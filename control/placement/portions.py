@@ -93,6 +93,7 @@ async def commit(database: Database, wants: Sequence[Want], allocation_of: Calla
 
     A consumer that holds something already is left as it is, and handed back. Raises Unavailable where the cache does not follow.
     """
+    database.apart()
     outcome, own = Outcome(revision=read_at), dict[str, int]()
     seen = read_at
 
