@@ -39,6 +39,7 @@ from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.lives import Lives
 from control.placement.placer import FleetPlacer
+from control.watch import service as watch
 from protos.internal.v1 import hosts_pb2
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,10 @@ class Replica:
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
             projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)])
-        self.dispatcher = rpc.Dispatcher(self.authenticator)
+        self.dispatcher = rpc.Dispatcher(self.authenticator, revision=lambda: self.database.cache.revision)
+        self.watches = watch.Hub(self.database, [
+            *identity.watchables(), *image.watchables(), *compute.watchables(self.database, self.ports),
+            *network.watchables(self.database), *placement.watchables(self.database)])
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
         self.policy_file = PolicyFile(self.dispatcher.policy, config.policy_path)
@@ -90,7 +94,8 @@ class Replica:
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
-                *placement.servicers(self.database, self.fleet)]
+                *placement.servicers(self.database, self.fleet),
+                *watch.servicers(self.database, self.watches, self.dispatcher.admit)]
 
     async def bootstrap(self) -> None:
         """Make what a new cloud needs: its first users, its catalog, its public network."""
@@ -128,6 +133,7 @@ async def run(config: Config) -> None:
             await replica.bootstrap()
             group.create_task(replica.hosts.run())
             group.create_task(replica.images.run())
+            group.create_task(replica.watches.run())
             group.create_task(replica.policy_file.watch())
             group.create_task(election.lead(replica.lead))
             group.create_task(http.serve(replica.gateway, config.listen, config.port,

@@ -18,6 +18,7 @@ from control.compute.reconciler import Reconciler
 from control.compute.server_groups import ServerGroups
 from control.compute.servers import Servers
 from control.compute.wanted import Demands
+from control.compute.watchables import watchables
 from control.kernel.database import Database
 from protos.compute.v1 import (
     actions_pb2,
@@ -32,7 +33,7 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers", "watchables"]
 
 KINDS = model.KINDS
 
