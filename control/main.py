@@ -45,6 +45,7 @@ from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.lives import Lives
 from control.placement.placer import FleetPlacer
+from control.watch import service as watch
 from protos.internal.v1 import hosts_pb2, peers_pb2
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,11 @@ class Replica:
             projections=[servers, network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)],
             certify=functools.partial(pki.certify, config.pki_dir, life=_life(config)))
-        self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database))
+        self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database),
+                                         revision=lambda: self.database.cache.revision)
+        self.watches = watch.Hub(self.database, [
+            *identity.watchables(), *image.watchables(), *compute.watchables(self.database, self.ports),
+            *network.watchables(self.database), *placement.watchables(self.database)])
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
         self.policy_file = PolicyFile(self.dispatcher.policy, config.policy_path)
@@ -105,7 +110,8 @@ class Replica:
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
-                *placement.servicers(self.database, self.fleet)]
+                *placement.servicers(self.database, self.fleet),
+                *watch.servicers(self.database, self.watches, self.dispatcher.admit)]
 
     async def bootstrap(self) -> None:
         """Make what a new cloud needs: its first users, its catalog, its public network."""
@@ -172,6 +178,7 @@ async def run(config: Config) -> None:
                     group.create_task(keep_required(replica.database, config.audit_dir))
                 group.create_task(replica.hosts.run())
                 group.create_task(replica.images.run())
+                group.create_task(replica.watches.run())
                 group.create_task(replica.policy_file.watch())
                 group.create_task(replica.take_part())
                 group.create_task(Renewal(_leaves(config), store.client.renew).run())

@@ -75,6 +75,28 @@ class Session:
         self._log_in()
         return self._persist(method, self._url(service, path), body, headers)[1]
 
+    def open(self, service: str, path: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
+        """The answer to a GET, to be read as it arrives, on a connection of its own that ends with it."""
+        for again in (False, True):
+            if again or not self._token:
+                self._log_in()
+            parts = urlsplit(self._url(service, path))
+            connection = self._new(parts.scheme, parts.netloc)
+            try:
+                connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""),
+                                   headers={"X-Auth-Token": self._token, **(headers or {})})
+                answer = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                raise RestError(0, f"{parts.scheme}://{parts.netloc} does not answer: {error}") from error
+            if answer.status == 200:
+                return answer
+            refused = RestError(answer.status, f"GET {parts.path}: {answer.status} {message_of(answer.read())}")
+            connection.close()
+            if answer.status != 401:
+                break
+        raise refused
+
     def _url(self, service: str, path: str) -> str:
         if service not in self._endpoints:
             raise RestError(404, f"the catalog has no service of type {service}")
@@ -131,12 +153,14 @@ class Session:
         if fresh and netloc in self._connections:
             self._connections.pop(netloc).close()
         if netloc not in self._connections:
-            if scheme == "https":
-                context = ssl.create_default_context(cafile=self._certificate or None)
-                self._connections[netloc] = http.client.HTTPSConnection(netloc, timeout=TIMEOUT, context=context)
-            else:
-                self._connections[netloc] = http.client.HTTPConnection(netloc, timeout=TIMEOUT)
+            self._connections[netloc] = self._new(scheme, netloc)
         return self._connections[netloc]
+
+    def _new(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        if scheme == "https":
+            context = ssl.create_default_context(cafile=self._certificate or None)
+            return http.client.HTTPSConnection(netloc, timeout=TIMEOUT, context=context)
+        return http.client.HTTPConnection(netloc, timeout=TIMEOUT)
 
 
 def _is_stream(body: Any) -> bool:

@@ -45,17 +45,17 @@ class Aggregates:
             tx.put(AGGREGATE, aggregate)
 
         await self._database.transact(decide, serial=SERIAL)
-        whole = _view(aggregate)
+        whole = view(aggregate)
         whole.ClearField("hosts")
         whole.ClearField("metadata")
         return pb.CreateAggregateResponse(aggregate=pb.CreatedAggregate.FromString(whole.SerializeToString()))
 
     async def ListAggregates(self, request: pb.ListAggregatesRequest, call: Call) -> pb.ListAggregatesResponse:
         rows = sorted(self._database.rows(AGGREGATE), key=lambda aggregate: aggregate.number)
-        return pb.ListAggregatesResponse(aggregates=map(_view, rows))
+        return pb.ListAggregatesResponse(aggregates=map(view, rows))
 
     async def GetAggregate(self, request: pb.GetAggregateRequest, call: Call) -> pb.AggregateResponse:
-        return pb.AggregateResponse(aggregate=_view(_find(self._database, request.aggregate_id)))
+        return pb.AggregateResponse(aggregate=view(_find(self._database, request.aggregate_id)))
 
     async def UpdateAggregate(self, request: pb.UpdateAggregateRequest, call: Call) -> pb.AggregateResponse:
         new = request.aggregate
@@ -133,7 +133,7 @@ class Aggregates:
                 raise refused("compute.aggregate.zone", f"Cannot change aggregate {aggregate.number}: {wrong}")
             return aggregate
 
-        return pb.AggregateResponse(aggregate=_view(await self._database.transact(decide, serial=SERIAL)))
+        return pb.AggregateResponse(aggregate=view(await self._database.transact(decide, serial=SERIAL)))
 
 
 def forget(tx: Transaction, host: str) -> None:
@@ -211,7 +211,7 @@ def _zone(name: str) -> str:
     return zone
 
 
-def _view(aggregate: HostAggregate) -> pb.Aggregate:
+def view(aggregate: HostAggregate) -> pb.Aggregate:
     metadata = aggregate.metadata
     return pb.Aggregate(
         id=aggregate.number, name=aggregate.name, availability_zone=metadata.get(ZONE),

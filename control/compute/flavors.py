@@ -43,7 +43,7 @@ class Flavors:
             tx.put(FLAVOR, flavor)
 
         await self._database.transact(decide)
-        return pb.FlavorResponse(flavor=_view(flavor, call))
+        return pb.FlavorResponse(flavor=view(flavor, call))
 
     async def ListFlavors(self, request: pb.ListFlavorsRequest, call: Call) -> pb.ListFlavorsResponse:
         flavors, marker = self._page(request, call.caller)
@@ -52,7 +52,7 @@ class Flavors:
 
     async def ListFlavorsDetail(self, request: pb.ListFlavorsRequest, call: Call) -> pb.ListFlavorsDetailResponse:
         flavors, marker = self._page(request, call.caller)
-        return pb.ListFlavorsDetailResponse(flavors=[_view(flavor, call) for flavor in flavors], next_page_marker=marker)
+        return pb.ListFlavorsDetailResponse(flavors=[view(flavor, call) for flavor in flavors], next_page_marker=marker)
 
     def _page(self, request: pb.ListFlavorsRequest, caller: Caller) -> tuple[list[FlavorRecord], str]:
         key = request.sort_key or "flavorid"
@@ -65,7 +65,7 @@ class Flavors:
         return listing.page(flavors, limit=request.limit, marker=request.marker, sort=[(ORDERS[key], request.sort_dir == "desc")])
 
     async def GetFlavor(self, request: pb.GetFlavorRequest, call: Call) -> pb.FlavorResponse:
-        return pb.FlavorResponse(flavor=_view(self._find(request.flavor_id, call.caller), call))
+        return pb.FlavorResponse(flavor=view(self._find(request.flavor_id, call.caller), call))
 
     def _find(self, flavor_id: str, caller: Caller) -> FlavorRecord:
         flavor = self._database.get(FLAVOR, flavor_id)
@@ -79,7 +79,7 @@ class Flavors:
             if request.flavor.HasField("description"):
                 flavor.description = limits.text(request.flavor.description, "description", 65535)
 
-        return pb.FlavorResponse(flavor=_view(await self._change(request.flavor_id, change), call))
+        return pb.FlavorResponse(flavor=view(await self._change(request.flavor_id, change), call))
 
     async def DeleteFlavor(self, request: pb.DeleteFlavorRequest, call: Call) -> Empty:
         def decide(tx: Transaction) -> None:
@@ -273,7 +273,7 @@ def _access(flavor: FlavorRecord) -> pb.ListFlavorAccessResponse:
         pb.FlavorAccess(flavor_id=flavor.id, tenant_id=project) for project in flavor.projects])
 
 
-def _view(flavor: FlavorRecord, call: Call) -> pb.Flavor:
+def view(flavor: FlavorRecord, call: Call) -> pb.Flavor:
     empty = Value(number_value=0) if call.microversion is None or call.microversion >= (2, 75) else Value(string_value="")
     return pb.Flavor(
         id=flavor.id, name=flavor.name, ram=flavor.ram_mib, disk=flavor.disk_gib, vcpus=flavor.vcpus,

@@ -73,19 +73,19 @@ class Hosts:
     async def ListHypervisorsDetail(self, request: pb.ListHypervisorsRequest, call: Call) -> pb.ListHypervisorsDetailResponse:
         page, marker = self._page(request, call)
         return pb.ListHypervisorsDetailResponse(
-            hypervisors=[self._hypervisor(host, call, request.with_servers) for host in page], next_page_marker=marker)
+            hypervisors=[self.hypervisor(host, call, request.with_servers) for host in page], next_page_marker=marker)
 
     async def GetHypervisor(self, request: pb.GetHypervisorRequest, call: Call) -> pb.HypervisorResponse:
         for host in self._hosts():
             if request.hypervisor_id in (host.id, str(_number(host.id))):
-                return pb.HypervisorResponse(hypervisor=self._hypervisor(host, call, request.with_servers))
+                return pb.HypervisorResponse(hypervisor=self.hypervisor(host, call, request.with_servers))
         raise NotFound("compute.hypervisor", f"Hypervisor with ID '{request.hypervisor_id[:80]}' could not be found.")
 
     async def GetHypervisorStatistics(self, request: pb.GetHypervisorStatisticsRequest,
                                       call: Call) -> pb.HypervisorStatisticsResponse:
         total = pb.HypervisorStatistics()
         for host in self._hosts():
-            one = self._hypervisor(host, call, with_servers=False)
+            one = self.hypervisor(host, call, with_servers=False)
             total.count += 1
             for name in ("vcpus", "vcpus_used", "memory_mb", "memory_mb_used", "free_ram_mb", "local_gb", "local_gb_used",
                          "free_disk_gb", "disk_available_least", "current_workload", "running_vms"):
@@ -103,7 +103,8 @@ class Hosts:
         return [pb.HypervisorServer(uuid=server.id, name=server.name)
                 for server in self._database.cache.by(SERVER, "host", host.name)]
 
-    def _hypervisor(self, host: HostRecord, call: Call, with_servers: bool) -> pb.Hypervisor:
+    def hypervisor(self, host: HostRecord, call: Call, with_servers: bool) -> pb.Hypervisor:
+        """A host as a hypervisor's details."""
         have = host.inventory
         usage = self._database.get(fleet.USAGE, host.id)
         vcpus, ram, disk = (usage.used.get(name, 0) if usage is not None else 0 for name in fleet.HOST_CLASSES)

@@ -61,9 +61,7 @@ class KeyPairs:
     async def ListKeyPairs(self, request: pb.ListKeyPairsRequest, call: Call) -> pb.ListKeyPairsResponse:
         pairs = self._database.cache.by(KEYPAIR, "user", access.user_for(call.caller, request.user_id))
         page, marker = listing.page(pairs, limit=request.limit, marker=request.marker, id_of=lambda pair: pair.name)
-        rows = [pb.ListKeyPairsResponse.Row(keypair=pb.KeyPairSummary(
-            name=pair.name, public_key=pair.public_key, fingerprint=pair.fingerprint, type=pair.type)) for pair in page]
-        return pb.ListKeyPairsResponse(keypairs=rows, next_page_marker=marker)
+        return pb.ListKeyPairsResponse(keypairs=map(summary, page), next_page_marker=marker)
 
     async def GetKeyPair(self, request: pb.GetKeyPairRequest, call: Call) -> pb.GetKeyPairResponse:
         pair = self._database.get(KEYPAIR, access.user_for(call.caller, request.user_id), request.keypair_name)
@@ -84,6 +82,12 @@ class KeyPairs:
 
         await self._database.transact(decide, serial=quota.serial(model.USER_QUOTA, user_id))
         return Empty()
+
+
+def summary(pair: KeyPairRecord) -> pb.ListKeyPairsResponse.Row:
+    """A key pair as lists show it."""
+    return pb.ListKeyPairsResponse.Row(keypair=pb.KeyPairSummary(
+        name=pair.name, public_key=pair.public_key, fingerprint=pair.fingerprint, type=pair.type))
 
 
 def _missing(name: str) -> NotFound:

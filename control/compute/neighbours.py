@@ -10,6 +10,7 @@ from control.kernel.caller import Caller
 from control.kernel.database import Transaction
 from control.kernel.fleet import Placed, Refused, Wanted
 from control.kernel.interfaces import Address, PortRequest
+from control.kernel.watchable import Related
 from protos.image.v1.images_pb2 import Image
 
 __all__ = ["Address", "Console", "Images", "Placed", "Placer", "PortRequest", "Ports", "Refused", "Wanted"]
@@ -45,6 +46,9 @@ class Ports(Protocol):
 
     def security_groups(self, server_id: str) -> list[str]:
         """Names of the security groups on any of the server's ports."""
+
+    def shown_with_servers(self) -> Sequence[Related]:
+        """The records behind addresses() and security_groups(), with servers' ids as keys: a change of one is one of theirs."""
 
     def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         """Whether every port of the server was reported up by its host."""

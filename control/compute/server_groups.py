@@ -32,7 +32,7 @@ class ServerGroups:
             tx.put(SERVER_GROUP, group)
 
         await self._database.transact(decide, serial=quota.serial(model.QUOTA, group.project_id))
-        return pb.ServerGroupResponse(server_group=self._view(group))
+        return pb.ServerGroupResponse(server_group=self.view(group))
 
     async def ListServerGroups(self, request: pb.ListServerGroupsRequest, call: Call) -> pb.ListServerGroupsResponse:
         if request.all_projects and not call.caller.is_admin:
@@ -43,10 +43,10 @@ class ServerGroups:
                   else self._database.rows(SERVER_GROUP, "project", call.caller.project_id))
         ordered = sorted(groups, key=lambda group: (group.created_at.seconds, group.created_at.nanos, group.id))
         page = ordered[request.offset:request.offset + min(request.limit or listing.MAX_PAGE, listing.MAX_PAGE)]
-        return pb.ListServerGroupsResponse(server_groups=[self._view(group) for group in page])
+        return pb.ListServerGroupsResponse(server_groups=[self.view(group) for group in page])
 
     async def GetServerGroup(self, request: pb.GetServerGroupRequest, call: Call) -> pb.ServerGroupResponse:
-        return pb.ServerGroupResponse(server_group=self._view(_find(self._database, call.caller, request.server_group_id)))
+        return pb.ServerGroupResponse(server_group=self.view(_find(self._database, call.caller, request.server_group_id)))
 
     async def DeleteServerGroup(self, request: pb.GetServerGroupRequest, call: Call) -> Empty:
         owner = _find(self._database, call.caller, request.server_group_id).project_id
@@ -59,7 +59,8 @@ class ServerGroups:
         await self._database.transact(decide, serial=quota.serial(model.QUOTA, owner))
         return Empty()
 
-    def _view(self, group: ServerGroupRecord) -> pb.ServerGroup:
+    def view(self, group: ServerGroupRecord) -> pb.ServerGroup:
+        """A group as users see it, with its members."""
         rules = pb.ServerGroupRules(max_server_per_host=group.max_server_per_host or None)
         return pb.ServerGroup(
             id=group.id, name=group.name, policies=[group.policy], policy=group.policy, rules=rules,

@@ -21,6 +21,7 @@ from control.compute.relocation import Relocating
 from control.compute.server_groups import ServerGroups
 from control.compute.servers import Servers
 from control.compute.wanted import Demands
+from control.compute.watchables import watchables
 from control.kernel.database import Database
 from protos.compute.v1 import (
     actions_pb2,
@@ -37,7 +38,7 @@ from protos.compute.v1 import (
 )
 
 __all__ = ["KINDS", "Demands", "Draining", "Observer", "Placing", "Projection", "Relocating", "Settings", "Settling", "bootstrap",
-           "servicers"]
+           "servicers", "watchables"]
 
 KINDS = model.KINDS
 

@@ -13,6 +13,7 @@ from control.gateway.codec import encode
 from control.gateway.context import Context
 from control.gateway.decoding import is_plain_message
 from control.gateway.encoding import NEXT_MARKER, Encode, Encoders
+from control.gateway.events import Events, Writers
 from control.gateway.links import page_links, segment
 from control.kernel.naming import field_name
 from control.kernel.rpc import Call, Method
@@ -37,7 +38,8 @@ class Answer:
 class Answering:
     """How one rule's response message becomes an answer. Raises ValueError where the two do not fit."""
 
-    def __init__(self, method: Method, api: Api, verb: str, response_body: str, rest: options_pb2.Rest, encoders: Encoders):
+    def __init__(self, method: Method, api: Api, verb: str, response_body: str, rest: options_pb2.Rest, encoders: Encoders,
+                 writers: Writers):
         descriptor: Descriptor = method.descriptor.output_type
         self._api = api
         self._verb = verb
@@ -55,7 +57,10 @@ class Answering:
         self.content_type = "application/json"
         self.rows = ""                # the JSON key of a list's rows
         self._has_marker = NEXT_MARKER in descriptor.fields_by_name
-        if response_body:
+        self.events = Events(method.descriptor, rest.events, writers) if rest.HasField("events") else None
+        if self.events is not None:
+            self.content_type = "text/event-stream"
+        elif response_body:
             body_field = next((each for each in descriptor.fields if response_body in (each.name, field_name(each))), None)
             if body_field is None:
                 raise ValueError(f"{method.name}: response_body {response_body!r} is no field of {descriptor.full_name}")
@@ -63,8 +68,8 @@ class Answering:
         elif any(in_json(each) and each.name != NEXT_MARKER for each in descriptor.fields):
             self._encode = encoders.of(descriptor)
             self.rows = self._list_key(descriptor, verb)
-        if method.server_streaming and not self.data_field:
-            raise ValueError(f"{method.name} streams to the client: its rule needs a response_body of bytes")
+        if method.server_streaming and not self.data_field and self.events is None:
+            raise ValueError(f"{method.name} streams to the client: its rule needs a response_body of bytes, or events")
 
     def _use_field(self, body_field: FieldDescriptor, produces: str, encoders: Encoders) -> None:
         if body_field.type in (body_field.TYPE_BYTES, body_field.TYPE_STRING) and not body_field.is_repeated:
@@ -88,7 +93,7 @@ class Answering:
     @property
     def has_body(self) -> bool:
         """Whether an answer other than 204 has a body."""
-        return bool(self.data_field) or self._encode is not None
+        return bool(self.data_field) or self._encode is not None or self.events is not None
 
     def headers(self, message: Any, context: Context) -> list[tuple[str, str]]:
         """The headers that a response message carries, Location among them."""

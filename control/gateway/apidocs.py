@@ -81,6 +81,8 @@ def _facts(method: MethodDescriptor, rest: options_pb2.Rest) -> Iterator[str]:
         yield f"microversions {bounds}"
     if rest.consumes:
         yield "body " + ", ".join(f"`{media}`" for media in rest.consumes)
+    if rest.HasField("events"):
+        yield "answered as server-sent events (`text/event-stream`)"
     if rest.location:
         yield f"Location `{rest.location}`"
 

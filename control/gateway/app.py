@@ -16,6 +16,7 @@ from control.gateway.answers import Answer
 from control.gateway.apis import Api, Family
 from control.gateway.codec import parse
 from control.gateway.context import Context
+from control.gateway.events import HEADERS, RETRY, failure
 from control.gateway.exchange import Exchange, Receive, Scope, Send
 from control.gateway.faults import WrongMethod, fault
 from control.gateway.microversions import negotiate
@@ -24,7 +25,7 @@ from control.gateway.routes import Endpoint, Match, Routes, Rule
 from control.kernel.errors import Error, NotFound
 from control.kernel.idempotency import HEADER, REPLAYED
 from control.kernel.idempotency import parse as parse_key
-from control.kernel.rpc import Call, Dispatcher
+from control.kernel.rpc import REVISION, Call, Dispatcher
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +113,16 @@ class Gateway:
                 call.idempotency_key = parse_key(key)
         except Error as error:
             await self._refuse(rule, error, call)
+        if rule.answering.events is not None:
+            await self._tell(exchange, rule, request, call, common)
+            return
         if rule.method.server_streaming:
             await self._stream(exchange, rule, request, call, context, common)
             return
         message = await self._dispatcher.unary(rule.method, request, call)
         answer = rule.answering.answer(message, call, context, exchange.path, query)
+        if rule.method.reads:
+            common.append((REVISION, str(call.revision)))
         answer.headers += common
         if call.is_replay:
             answer.headers.append((REPLAYED, "true"))
@@ -192,6 +198,37 @@ class Gateway:
                         return
                     await exchange.write(getattr(message, rule.answering.data_field), more=True)
                 await exchange.write(b"", more=False)
+            finally:
+                gone.cancel()
+
+    async def _tell(self, exchange: Exchange, rule: Rule, request: Any, call: Call, common: Query) -> None:
+        """Answer with server-sent events, one for each message; an error after the first is one, too, and the last."""
+        events = rule.answering.events
+        assert events is not None
+        writing = events.writing(exchange.headers, call)
+        async with contextlib.aclosing(self._dispatcher.stream(rule.method, request, call)) as messages:  # type: ignore[type-var]
+            first = await anext(messages, None)
+            await exchange.start(rule.answering.success, [*HEADERS, *common])
+            if exchange.verb == "HEAD" or first is None:
+                await exchange.write(b"", more=False)
+                return
+            task = asyncio.current_task()
+            assert task is not None
+            gone = asyncio.ensure_future(exchange.gone())
+            gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+            try:
+                await exchange.tell(RETRY + writing.event(first))
+                try:
+                    async for message in messages:
+                        await exchange.tell(writing.event(message))
+                except Error as error:
+                    await exchange.tell(failure(error))
+                await exchange.write(b"", more=False)
+            except asyncio.CancelledError:
+                if not (gone.done() and task.uncancel() == 0):
+                    raise               # somebody else wants this to end, not the client who has gone
+            except TimeoutError:
+                log.info("%s: the client reads nothing: cut off", call.request_id)
             finally:
                 gone.cancel()
 

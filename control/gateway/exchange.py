@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from control.gateway.answers import Answer
 from control.gateway.codec import MAX_BODY
 from control.kernel.errors import Invalid, TooLarge
+from control.kernel.rpc import within
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -16,6 +17,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: Seconds between two pieces of a body. Too low cuts off slow clients; too high lets idle ones hold what an upload holds.
 BODY_TIMEOUT = 120.0
+
+#: Seconds that a client of a stream without end may take to read what fills its connection. Too low cuts off slow networks; too
+#: high lets idle ones hold what is written for them.
+READ_TIMEOUT = 30.0
 
 #: Parameters in a query at most.
 MAX_PARAMETERS = 1000
@@ -124,6 +129,10 @@ class Exchange:
     async def write(self, data: bytes, more: bool) -> None:
         """Send a piece of the body; waits while the client is slow to take it."""
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def tell(self, data: bytes) -> None:
+        """Send a piece of a body that has no end. Raises TimeoutError where the client takes none of what it was sent before."""
+        await within(self.write(data, more=True), READ_TIMEOUT)
 
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer; to HEAD all but its body."""

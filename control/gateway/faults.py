@@ -99,7 +99,7 @@ def _glance_page(status: int, text: str) -> bytes:
 
 
 def _placement(status: int, error: Error, request_id: str) -> dict[str, Any]:
-    code = error.reason if error.reason.startswith("placement.") else "placement.undefined_code"
+    code = error.reason if error.reason.startswith(("placement.", "watch.")) else "placement.undefined_code"
     if isinstance(error, Stale):
         code = "placement.concurrent_update"
     return {"errors": [{"status": status, "title": title_of(status), "detail": str(error), "code": code,

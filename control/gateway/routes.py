@@ -15,6 +15,7 @@ from control.gateway.answers import Answering
 from control.gateway.apis import EVERYTHING, Api, Family, api_of, number, rest_options
 from control.gateway.binding import Binding
 from control.gateway.codec import Codec
+from control.gateway.events import Writers
 from control.gateway.faults import WrongMethod
 from control.gateway.links import Relation
 from control.kernel.errors import Invalid, NotFound
@@ -117,6 +118,7 @@ class Routes:
                 verb, path = _pattern(rule)
                 written.append((packages[package], method, verb, path, rule))
         self._codecs = {api: Codec(api.family, _relations(api, written)) for api in self.apis}
+        self._writers = Writers(packages, self._codecs)
         for api, method, verb, path, rule in written:
             try:
                 self._add(self._rule(api, method, verb, path, rule))
@@ -172,7 +174,7 @@ class Routes:
         parameters = [part[1:-1].split("=")[0] for part in path.split("/") if part.startswith("{")]
         made = Rule(api, method, verb, path, rest.action, number(rest.since), number(rest.until) or EVERYTHING,
                     Binding(method, parameters, rule.body, rest, codec.decoders),
-                    Answering(method, api, verb, rule.response_body, rest, codec.encoders))
+                    Answering(method, api, verb, rule.response_body, rest, codec.encoders, self._writers))
         self.rules.append(made)
         return made
 

@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 GRACE = 10
 
 
+#: Seconds that the client of a closed connection has to read what was written for it.
+LINGER = 60.0
+
+
 class CannotListen(Exception):
     """The address cannot be listened on; the text says why and what to do."""
 
@@ -50,7 +54,7 @@ class _Joined:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
         self._transport = transport
-        self._soon = loop.call_soon
+        self._soon, self._later = loop.call_soon, loop.call_later
         self._held = b""
         self.get_extra_info = transport.get_extra_info
         self.is_closing = transport.is_closing
@@ -66,8 +70,11 @@ class _Joined:
         self._transport.write(data)
 
     def close(self) -> None:
+        """Close when all is sent, and in any case soon."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._later(LINGER, self._transport.abort)
 
     def _flush(self) -> None:
         if self._held:

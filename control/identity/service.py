@@ -39,6 +39,7 @@ from control.identity.targets import Targets
 from control.identity.tokens import Tokens
 from control.identity.trusts import Trusts
 from control.identity.users import Users
+from control.identity.watchables import watchables
 from control.kernel.database import Database
 from protos.identity.v1 import (
     api_pb2,
@@ -69,7 +70,7 @@ from protos.identity.v1 import (
 )
 
 __all__ = ["API", "KINDS", "Compliance", "Passwords", "TokenAuthenticator", "bootstrap", "keep_rotating",
-           "keep_sweeping", "project_id", "rotate", "servicers"]
+           "keep_sweeping", "project_id", "rotate", "servicers", "watchables"]
 
 #: The file whose option says how REST sees the service.
 API = api_pb2.DESCRIPTOR

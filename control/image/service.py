@@ -14,6 +14,7 @@ from control.image.images import Images
 from control.image.members import Members
 from control.image.model import IMAGE, KINDS
 from control.image.reconciler import Abandoned, Reconciler
+from control.image.watchables import watchables
 from control.kernel.caller import Caller
 from control.kernel.database import Database
 from control.kernel.errors import NotFound
@@ -21,7 +22,7 @@ from control.kernel.store import Guard
 from protos.image.v1 import data_pb2, discovery_pb2, images_pb2, members_pb2
 from protos.image.v1.images_pb2 import Image
 
-__all__ = ["KINDS", "ImageService"]
+__all__ = ["KINDS", "ImageService", "watchables"]
 
 
 class ImageService:

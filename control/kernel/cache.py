@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -56,6 +56,11 @@ class Change(NamedTuple, Generic[M]):
     before: M | None
     after: M | None
     revision: int
+
+
+#: Called with the changes of whole revisions, oldest first, and the revision that the cache is at with them; and whether they are
+#: the difference of two listings instead: then what happened between is not known, and each change's revision is its record's.
+Follower = Callable[[Sequence[Change], int, bool], None]
 
 
 class _Table(Generic[M]):
@@ -106,6 +111,7 @@ class Cache:
         self.revision = 0
         self.ready = asyncio.Event()
         self._listeners: list[Callable[[Change], None]] = []
+        self._followers: list[Follower] = []
         self._waiters: list[tuple[int, asyncio.Future]] = []
 
     # Reading
@@ -158,6 +164,27 @@ class Cache:
         finally:
             self._listeners.remove(listener)
 
+    @contextlib.contextmanager
+    def following(self, follower: Follower) -> Iterator[None]:
+        """Call `follower` once for all changes that the cache takes in at once, when it has them; otherwise as listening()."""
+        self._followers.append(follower)
+        try:
+            yield
+        finally:
+            self._followers.remove(follower)
+
+    def decoded(self, record: Record) -> Change | None:
+        """The change that a watch's record with `previous` is; None for what is of no kind, or does not decode."""
+        table = self._table_of(record.key)
+        if table is None:
+            return None
+        read = table.kind.message.FromString
+        try:
+            return Change(table.kind, record.key, None if record.previous is None else read(record.previous),
+                          None if record.value is None else read(record.value), record.revision)
+        except DecodeError:
+            return None
+
     # Following
 
     async def run(self) -> None:
@@ -185,7 +212,7 @@ class Cache:
             gone = [Record(key, None, revision) for table in self._by_prefix.values() for key in table.rows if key not in listed]
             changed = [record for record in records if not self._has(record)]
         with collector.loading():
-            self._apply(gone + changed, revision)
+            self._apply(gone + changed, revision, listed=True)
 
     def _has(self, record: Record) -> bool:
         table = self._table_of(record.key)
@@ -201,7 +228,7 @@ class Cache:
             table = self._by_prefix.get(key[:end + 1], table)
         return table
 
-    def _apply(self, records: Iterable[Record], revision: int) -> None:
+    def _apply(self, records: Iterable[Record], revision: int, listed: bool = False) -> None:
         changes = []
         tables: dict[str, _Table | None] = {}                # of the folders of these keys: most are of few
         for record in records:
@@ -226,6 +253,11 @@ class Cache:
                     listener(change)
                 except Exception:
                     log.exception("a listener failed on %s", change.key)
+        for follower in tuple(self._followers):
+            try:
+                follower(changes, self.revision, listed)
+            except Exception:
+                log.exception("a follower failed at revision %d", self.revision)
         if self._waiters:
             due = [future for wanted, future in self._waiters if wanted <= self.revision]
             self._waiters = [(wanted, future) for wanted, future in self._waiters

@@ -74,12 +74,12 @@ class EtcdStore:
     async def commit(self, *writes: Record, guards: Sequence[Guard] = ()) -> int:
         return await self._committer.commit(writes, guards)
 
-    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+    async def watch(self, prefix: str, after: int, *, previous: bool = False) -> AsyncGenerator[Batch, None]:
         seen = after
         while True:
             member = self.client.member
             try:
-                async with contextlib.aclosing(self._follow(member, prefix, seen)) as batches:
+                async with contextlib.aclosing(self._follow(member, prefix, seen, previous)) as batches:
                     async for batch in batches:
                         seen = batch.revision
                         yield batch
@@ -96,12 +96,12 @@ class EtcdStore:
             self.client.failed(member)
             await asyncio.sleep(0.1)
 
-    async def _follow(self, member: Member, prefix: str, seen: int) -> AsyncGenerator[Batch, None]:
+    async def _follow(self, member: Member, prefix: str, seen: int, previous: bool) -> AsyncGenerator[Batch, None]:
         """One stream of one member: batches after `seen`, until it ends."""
         # It starts one revision early, and passes over it: for a watch that starts at a compacted revision itself etcd
         # may have forgotten that this revision was a deletion; for an earlier one it says that it is compacted.
         create = rpc_pb2.WatchCreateRequest(start_revision=max(seen, 1), progress_notify=True, fragment=True,
-                                            **prefix_range(prefix))
+                                            prev_kv=previous, **prefix_range(prefix))
         stream = member.watch.Watch(metadata=NEED_LEADER)
         try:
             async with asyncio.timeout(DEADLINE):
@@ -113,7 +113,11 @@ class EtcdStore:
                     return
                 if response.canceled:
                     return
-                held += [_changed(event) for event in response.events if event.kv.mod_revision > seen]
+                events = [event for event in response.events if event.kv.mod_revision > seen]
+                if previous and any(_forgotten(event) for event in events):
+                    yield Batch((), seen, compacted=True)
+                    return
+                held += [_changed(event) for event in events]
                 newest = held[-1].revision if response.fragment and held else 0
                 whole = [record for record in held if record.revision != newest]
                 held = held[len(whole):]
@@ -175,6 +179,13 @@ def _record(kv: Any) -> Record:
 
 
 def _changed(event: Any) -> Record:
+    previous = event.prev_kv.value if event.HasField("prev_kv") else None
     if event.type == event.DELETE:
-        return Record(event.kv.key.decode(), None, event.kv.mod_revision)
-    return _record(event.kv)
+        return Record(event.kv.key.decode(), None, event.kv.mod_revision, previous=previous)
+    kv = event.kv
+    return Record(kv.key.decode(), kv.value, kv.mod_revision, kv.create_revision, kv.lease, previous)
+
+
+def _forgotten(event: Any) -> bool:
+    """Whether etcd has compacted what an event replaced after it found the event: then it leaves that out without a word."""
+    return not event.HasField("prev_kv") and (event.type == event.DELETE or event.kv.mod_revision != event.kv.create_revision)

@@ -72,8 +72,11 @@ class Overlay(Cache):
     def keys(self, kind: Kind[M]) -> list[str]:
         return [kind.key_of(message) for message in self.all(kind)]
 
-    def by(self, kind: Kind[M], index: str, value: str) -> list[M]:
-        return self._with_own(kind, self._below.by(kind, index, value), lambda message: value in kind.indexes[index](message))
+    def by(self, kind: Kind[M], index: str, value: str, limit: int | None = None) -> list[M]:
+        return self._with_own(kind, self._below.by(kind, index, value), lambda message: value in kind.indexes[index](message))[:limit]
+
+    def size(self, kind: Kind) -> int:
+        return len(self.all(kind))
 
     def count(self, kind: Kind[M], index: str, value: str) -> int:
         return len(self.by(kind, index, value))

@@ -12,9 +12,9 @@ import random
 import re
 import time
 import types
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.api import annotations_pb2
@@ -34,11 +34,16 @@ from protos.internal.v1.idempotency_pb2 import IdempotentAnswer
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds that a unary call may take where the client gives no deadline. Handlers never wait for machines.
 DEFAULT_DEADLINE = 60.0
 
 #: A request's bytes at most, on the gRPC listener; the gateway has its own limit for JSON.
 MAX_MESSAGE = 4 * 1024 * 1024
+
+#: In a read's answer: the revision of what it shows, from which changes can be watched.
+REVISION = "X-Brume-Revision"
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -74,6 +79,10 @@ class Call:
     is_replay: bool = False
     #: HTTP status of the answer, where a handler chooses at run time; None: the rpc's own.
     status: int | None = None
+    #: Set by the dispatcher before the handler runs: what the answer shows has all that was committed up to there.
+    revision: int = 0
+    #: Of REST, for a call that shows other APIs' resources: the microversions that were asked of them, by proto package.
+    microversions: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
 
     @property
     def caller(self) -> Caller:
@@ -100,10 +109,12 @@ class Method:
     policy: str                      # as the option says: a rule's name, or an expression
     rule: str = ""                   # the name of its own rule
     find: Finder | None = None       # what its service knows of a request's target
+    reads: bool = field(init=False)
     client_streaming: bool = field(init=False)
     server_streaming: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", self.descriptor.name.startswith(("List", "Get")))
         object.__setattr__(self, "client_streaming", self.descriptor.client_streaming)
         object.__setattr__(self, "server_streaming", self.descriptor.server_streaming)
 
@@ -111,10 +122,13 @@ class Method:
 class Dispatcher:
     """The table of methods, and the one way to call them."""
 
-    def __init__(self, authenticator: Authenticator, policy: Policy | None = None, keys: IdempotencyKeys | None = None):
-        """`keys` are those that calls come with; without, a key says nothing."""
+    def __init__(self, authenticator: Authenticator, policy: Policy | None = None, keys: IdempotencyKeys | None = None,
+                 revision: Callable[[], int] = lambda: 0):
+        """`keys` are those that calls come with; without, a key says nothing. `revision`: up to which the state is that handlers
+        read."""
         self._authenticator = authenticator
         self._keys = keys
+        self._revision = revision
         self.policy = policy or Policy()
         self.methods: dict[str, Method] = {}
         self.services: list[ServiceDescriptor] = []
@@ -150,13 +164,14 @@ class Dispatcher:
         try:
             await self._enter(method, request, call)
             author.set(_author(method, call))
+            call.revision = self._revision()
             if method.client_streaming:
                 return await method.handler(request, call)
             if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
-                answer = await _within(self._once(self._keys, method, request, call), call.timeout)
+                answer = await within(self._once(self._keys, method, request, call), call.timeout)
                 outcome = "replayed" if call.is_replay else "ok"
                 return answer
-            return await _within(method.handler(request, call), call.timeout)
+            return await within(method.handler(request, call), call.timeout)
         except BaseException as error:
             outcome = type(error).__name__
             known = _known(method, error)
@@ -205,6 +220,11 @@ class Dispatcher:
         finally:
             _log_call(method, call, outcome, started)
 
+    async def admit(self, name: str, call: Call) -> None:
+        """Judge a call's token anew, and raise unless its caller may also make another call, asking for nothing in particular."""
+        method = self.methods[name]
+        await self._enter(method, method.request_type(), call)
+
     async def _enter(self, method: Method, request: Any, call: Call) -> None:
         if method.policy == "peer":
             if not call.peer:
@@ -229,8 +249,8 @@ class Dispatcher:
         call.decided = method.policy != "authenticated" or self.policy.is_override(method.rule)
 
 
-async def _within(handler: Coroutine[Any, Any, Message], seconds: float) -> Message:
-    """What a handler returns. Raises TimeoutError where it has to wait for longer than that.
+async def within(handler: Coroutine[Any, Any, T], seconds: float) -> T:
+    """What a coroutine returns. Raises TimeoutError where it has to wait for longer than that.
 
     Most handlers never wait: a timer is set up only when one does.
     """
@@ -243,7 +263,7 @@ async def _within(handler: Coroutine[Any, Any, Message], seconds: float) -> Mess
 
 
 @types.coroutine
-def _resumed(handler: Coroutine[Any, Any, Message], awaited: Any) -> Generator[Any, Any, Message]:
+def _resumed(handler: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
     """The rest of a coroutine that has begun and waits for something: what `await` would do from here on."""
     while True:
         try:
@@ -335,6 +355,8 @@ def _handler(dispatcher: Dispatcher, method: Method) -> grpc.RpcMethodHandler:
             answer = await dispatcher.unary(method, request, call)
             if call.is_replay:
                 context.set_trailing_metadata(((REPLAYED.lower(), "true"),))
+            elif method.reads:
+                context.set_trailing_metadata(((REVISION.lower(), str(call.revision)),))
             return answer
         except Error as error:
             await _abort(context, call, error)

@@ -8,7 +8,7 @@ and tests/conformance/check_store.py holds both to it.
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from control.kernel.errors import Stale, Unavailable
@@ -28,6 +28,7 @@ class Record:
     revision: int = 0          # last modification; 0 for a key that does not exist
     created: int = 0           # revision of its creation; 0 when unknown or absent. Ignored by writes
     lease: int = 0             # lease that it dies with; 0 for none
+    previous: bytes | None = None    # what it replaced; only of a watch that was asked for it. Ignored by writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,11 @@ class Store(Protocol):
         beyond MAX_OPERATIONS or MAX_BYTES and for two writes of one key.
         """
 
-    def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+    def watch(self, prefix: str, after: int, *, previous: bool = False) -> AsyncGenerator[Batch, None]:
         """Every change below `prefix` after revision `after`, for ever; survives lost connections without a gap.
 
         A deletion is a Record with value None and the deletion's revision. Ends after a compacted batch.
+        `previous`: each record also says what it replaced.
         """
 
     async def grant(self, ttl: int) -> int:
@@ -158,7 +160,7 @@ class MemoryStore:
                 raise Stale("store.lease", f"lease {write.lease} of {write.key} has expired", self._revision)
         return self._apply(writes)
 
-    async def watch(self, prefix: str, after: int) -> AsyncGenerator[Batch, None]:
+    async def watch(self, prefix: str, after: int, *, previous: bool = False) -> AsyncGenerator[Batch, None]:
         seen = after
         while True:
             self._check_open()
@@ -168,7 +170,8 @@ class MemoryStore:
             changed = self._changed
             first = self._revision - len(self._history) + 1     # the history has one batch for each revision
             for batch in self._history[max(seen + 1 - first, 0):]:
-                records = [record for record in batch.records if record.key.startswith(prefix)]
+                records = [record if previous else replace(record, previous=None)
+                           for record in batch.records if record.key.startswith(prefix)]
                 seen = batch.revision
                 if records:
                     yield Batch(records, batch.revision)
@@ -233,12 +236,12 @@ class MemoryStore:
         for write in writes:
             before = self._records.get(write.key)
             if write.value is None:
-                batch.append(Record(write.key, None, self._revision))
+                batch.append(Record(write.key, None, self._revision, previous=before.value if before else None))
                 self._records.pop(write.key, None)
             else:
                 created = before.created if before else self._revision
                 self._records[write.key] = record = Record(write.key, write.value, self._revision, created, write.lease)
-                batch.append(record)
+                batch.append(replace(record, previous=before.value if before else None))
         self._history.append(Batch(batch, self._revision))
         self._wake()
         return self._revision

@@ -135,7 +135,7 @@ def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _prefixes(family: int, low: int, high: int) -> Iterator[str]:
+def _prefixes(family: socket.AddressFamily, low: int, high: int) -> Iterator[str]:
     bits = _BITS[family]
     while low < high:
         size = min(low & -low or 1 << bits, 1 << (high - low).bit_length() - 1)

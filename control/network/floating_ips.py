@@ -158,18 +158,21 @@ def seen(database: Database, floating: FloatingIp) -> FloatingIp:
     shown.ClearField("subnet_id")
     port = database.get(PORT, floating.port_id) if floating.port_id else None
     if port is not None:
-        shown.port_details.CopyFrom(
-            PortDetails(
-                name=port.name,
-                network_id=port.network_id,
-                mac_address=port.mac_address,
-                admin_state_up=port.admin_state_up,
-                status=port.status,
-                device_id=port.device_id,
-                device_owner=port.device_owner,
-            )
-        )
+        shown.port_details.CopyFrom(details(port))
     return shown
+
+
+def details(port: Port) -> PortDetails:
+    """What a floating IP tells of its port."""
+    return PortDetails(
+        name=port.name,
+        network_id=port.network_id,
+        mac_address=port.mac_address,
+        admin_state_up=port.admin_state_up,
+        status=port.status,
+        device_id=port.device_id,
+        device_owner=port.device_owner,
+    )
 
 
 def _target(tx: Transaction, caller: Caller, port_id: str) -> Port:

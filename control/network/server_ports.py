@@ -1,12 +1,14 @@
 """The ports of servers, as compute makes, binds and gives them back inside its own decisions (its Ports protocol)."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
 from control.kernel.errors import Conflict, Invalid, NotFound
 from control.kernel.interfaces import Address, PortRequest
+from control.kernel.watchable import Related
 from control.network import topology
 from control.network.access import owns, port_of
 from control.network.addressing import Proposals
@@ -132,6 +134,22 @@ class ServerPorts:
         groups = [self._database.get(GROUP, group_id) for port in self._of(server_id) for group_id in port.security_groups]
         return list(dict.fromkeys(group.name for group in groups if group is not None))
 
+    def shown_with_servers(self) -> Sequence[Related]:
+        return [
+            Related(PORT, lambda reader, port: _servers([port]), _shown_of_port),
+            Related(
+                FLOATING_IP,
+                lambda reader, floating: _servers([reader.get(PORT, floating.port_id)] if floating.port_id else []),
+                lambda floating: (floating.port_id, floating.fixed_ip_address, floating.floating_ip_address),
+            ),
+            Related(
+                NETWORK,
+                lambda reader, network: _servers(reader.rows(PORT, "network", network.id)),
+                lambda network: network.name,
+            ),
+            Related(GROUP, lambda reader, group: _servers(reader.rows(PORT, "group", group.id)), lambda group: group.name),
+        ]
+
     def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         return all(port.status == "ACTIVE" for port in (reads or self._database).rows(PORT, "device", server_id) if port.position)
 
@@ -196,3 +214,14 @@ def _ports_of(tx: Transaction, server_id: str) -> list[Port]:
     """Copies of a server's ports, in the order of its interfaces."""
     ports = [tx.require(PORT, port.id) for port in tx.rows(PORT, "device", server_id) if port.position]
     return sorted(ports, key=lambda port: port.position)
+
+
+def _servers(ports: Iterable[Any]) -> list[str]:
+    """The servers that ports are of; None among them is passed over."""
+    return [port.device_id for port in ports if port is not None and port.position]
+
+
+def _shown_of_port(port: Port) -> tuple:
+    """What servers show of a port, and how it is found."""
+    fixed = [(each.ip_address, each.subnet_id) for each in port.fixed_ips]
+    return port.device_id, port.position, port.network_id, port.mac_address, fixed, list(port.security_groups)

@@ -19,6 +19,7 @@ from control.network.reconciler import Reconciler
 from control.network.routers import Routers
 from control.network.server_ports import ServerPorts
 from control.network.subnets import Subnets
+from control.network.watchables import watchables
 from protos.network.v1 import (
     discovery_pb2,
     floatingips_pb2,
@@ -31,7 +32,7 @@ from protos.network.v1 import (
     tags_pb2,
 )
 
-__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "ServerPorts", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "ServerPorts", "bootstrap", "servicers", "watchables"]
 
 KINDS = model.KINDS
 

@@ -37,10 +37,10 @@ class ResourceProviders:
             uuid_of(request.uuid, "uuid")
         nodes = [node for node in self._candidates(request)
                  if request.name in ("", node.name) and self._passes(node, wanted)]
-        shown = [self._db.require(PROVIDER, node.uuid) for node in sorted(nodes, key=lambda node: node.name)]
+        rows = [self._db.require(PROVIDER, node.uuid) for node in sorted(nodes, key=lambda node: node.name)]
         return pb.ListResourceProvidersResponse(
-            resource_providers=[self._shown(provider) for provider in shown],
-            last_modified=max((provider.updated_at for provider in shown), key=lambda at: (at.seconds, at.nanos), default=None))
+            resource_providers=[shown(self._db, provider) for provider in rows],
+            last_modified=max((provider.updated_at for provider in rows), key=lambda at: (at.seconds, at.nanos), default=None))
 
     def _candidates(self, request: pb.ListResourceProvidersRequest) -> Sequence[Node]:
         forest = self._view.forest
@@ -89,10 +89,12 @@ class ResourceProviders:
         await self._db.transact(lambda tx: trees.delete(tx, request.uuid))
         return Empty()
 
-    def _shown(self, provider: Provider) -> pb.ResourceProvider:
-        return pb.ResourceProvider(
-            uuid=provider.uuid, name=provider.name, generation=trees.generation(self._db, provider),
-            parent_provider_uuid=provider.parent_uuid or None, root_provider_uuid=provider.root_uuid)
-
     def _response(self, provider: Provider) -> pb.ResourceProviderResponse:
-        return pb.ResourceProviderResponse(resource_provider=self._shown(provider), last_modified=provider.updated_at)
+        return pb.ResourceProviderResponse(resource_provider=shown(self._db, provider), last_modified=provider.updated_at)
+
+
+def shown(db: Database, provider: Provider) -> pb.ResourceProvider:
+    """A provider as users see it."""
+    return pb.ResourceProvider(
+        uuid=provider.uuid, name=provider.name, generation=trees.generation(db, provider),
+        parent_provider_uuid=provider.parent_uuid or None, root_provider_uuid=provider.root_uuid)

@@ -14,6 +14,7 @@ from control.placement.scheduling import Scheduling
 from control.placement.traits import Traits
 from control.placement.usages import Usages
 from control.placement.view import View
+from control.placement.watchables import watchables
 from protos.placement.v1 import (
     aggregates_pb2,
     allocation_candidates_pb2,
@@ -27,6 +28,8 @@ from protos.placement.v1 import (
     traits_pb2,
     usages_pb2,
 )
+
+__all__ = ["servicers", "watchables"]
 
 
 def servicers(database: Database, live: LiveFleet) -> list[tuple[object, ServiceDescriptor]]:

@@ -44,6 +44,10 @@ def test_every_answer_of_an_rpc_can_be_encoded_even_empty(everything):
     from control.gateway.context import Context
     from control.kernel.rpc import Call
     for rule in everything.routes.rules:
+        if rule.answering.events is not None:
+            written = rule.answering.events.writing({}, Call()).event(rule.method.response_type())
+            assert written.startswith(b"event: ") and written.endswith(b"\ndata: {}\n\n"), rule.method.name
+            continue
         context = Context(base="http://h", mount=rule.api.mount, prefix=rule.api.prefix_of(rule.path))
         answer = rule.answering.answer(rule.method.response_type(), Call(), context, rule.path, [])
         assert answer.status in (200, 201, 202, 204, 300, 302), rule.method.name
