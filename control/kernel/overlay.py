@@ -73,7 +73,8 @@ class Overlay(Cache):
         return [kind.key_of(message) for message in self.all(kind)]
 
     def by(self, kind: Kind[M], index: str, value: str, limit: int | None = None) -> list[M]:
-        return self._with_own(kind, self._below.by(kind, index, value), lambda message: value in kind.indexes[index](message))[:limit]
+        found = self._with_own(kind, self._below.by(kind, index, value), lambda message: value in kind.indexes[index](message))
+        return found[:limit]
 
     def size(self, kind: Kind) -> int:
         return len(self.all(kind))

@@ -106,7 +106,7 @@ def collapsed(texts: Iterable[str]) -> list[str]:
 
     Addresses are given out in order, so a group of thousands comes to a few. (As ipaddress.collapse_addresses, 50 times as fast.)
     """
-    spans: dict[int, list[tuple[int, int]]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    spans: dict[socket.AddressFamily, list[tuple[int, int]]] = {socket.AF_INET: [], socket.AF_INET6: []}
     for text in texts:
         family = socket.AF_INET6 if ":" in text else socket.AF_INET
         ip, _, length = text.partition("/")

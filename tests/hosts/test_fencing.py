@@ -87,7 +87,7 @@ class Cluster:
 
     def control(self, number: int, evacuation: str = "auto") -> None:
         file = self.state / f"control-{number}.toml"
-        file.write_text(f'port = {PORTS[number]}\nhost = "control-{number}"\netcd = ["{self.etcd.endpoint}"]\n'
+        file.write_text(f'port = {PORTS[number]}\nhost = "plane-{number}"\netcd = ["{self.etcd.endpoint}"]\n'
                         f'public_url = "http://127.0.0.1:{PORTS[0]}"\nevacuation = "{evacuation}"\nhypervisor = "simulated"\n')
         self.spawn(f"control-{number}", "-m", "control.cli.main", "--state-dir", str(self.state), "control", "--config",
                    str(file))
