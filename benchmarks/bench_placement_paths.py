@@ -1,24 +1,29 @@
-"""What a placement costs on each way to the scheduler: a gRPC call each, batches by gRPC, and written down in a real etcd.
+"""What a placement costs on each way to the scheduler: a gRPC call each, over streams, in batches, and written down in an etcd.
 
-Run: python benchmarks/bench_placement_paths.py [--quick] [--json]. Hosts are alike, consumers of three shapes, spread. The server
-has a process of its own; the durable path has an etcd of its own with fsync in a temporary directory. Also how long a fleet takes
-to be rebuilt from a store's records. Prints one line per measurement; with --json one object on the last line.
+Run: python benchmarks/bench_placement_paths.py [--quick] [--only calls,durable,rebuild] [--json]. Hosts are alike, consumers of
+three shapes, spread. Server and client are a process each, both on uvloop, with 64 placements under way between them.
+Floor is a servicer that does nothing. What is durable has an etcd of its own with fsync in a temporary directory. Also how long a
+fleet takes to be rebuilt from a store's records. Each line is the median of three runs; CPU is user and system time, of the
+server's process and the client's, for one placement. With --json one object on the last line.
 """
 import argparse
 import asyncio
 import contextlib
 import json
 import multiprocessing
+import os
 import statistics
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc
 import uvloop
 from bench_store import callers, running_etcd
+from load import cpu_seconds
 
 from control.kernel import etcd_server, fleet, rpc
 from control.kernel.caller import Caller
@@ -109,82 +114,162 @@ async def scheduler(store: Any) -> AsyncIterator[Scheduling]:
         task.cancel()
 
 
-def serve(hosts: int, pipe: Connection) -> None:
-    """A process that serves a scheduler over a store in memory until it is killed."""
+class Nothing:
+    """A servicer that answers at once: what a call costs before anybody decides anything."""
+
+    def __getattr__(self, name: str) -> Callable:
+        async def answer(request: object, call: Call) -> pb.ScheduleResponse:
+            return pb.ScheduleResponse(revision=1, hosts=["host-000000"], host_of=[0], placed=1)
+
+        return answer
+
+
+def serve(hosts: int, store_kind: str, pipe: Connection) -> None:
+    """A process that serves a scheduler, over a store in memory or in an etcd of its own, until the pipe says so."""
     async def run() -> None:
-        store = MemoryStore()
-        await fill(store, records(hosts, 0))
-        async with scheduler(store) as servicer:
+        async with contextlib.AsyncExitStack() as stack:
+            if store_kind == "none":
+                servicer: object = Nothing()
+            elif store_kind == "etcd":
+                servicer = await stack.enter_async_context(etcd_scheduler(hosts))
+            else:
+                store = MemoryStore()
+                await fill(store, records(hosts, 0))
+                servicer = await stack.enter_async_context(scheduler(store))
             dispatcher = Dispatcher(Anybody())
             dispatcher.add(servicer, pb.DESCRIPTOR.services_by_name["Scheduling"])
             server = grpc.aio.server(options=[("grpc.max_receive_message_length", rpc.MAX_MESSAGE)])
             rpc.add_to_grpc(dispatcher, server)
             pipe.send(server.add_insecure_port("127.0.0.1:0"))
             await server.start()
-            await server.wait_for_termination()
+            await asyncio.to_thread(pipe.recv)
+            await server.stop(0)
 
     uvloop.run(run())
 
 
-async def measure(quick: bool) -> dict[str, dict[str, float]]:
-    share = 10 if quick else 1
-    results: dict[str, dict[str, float]] = {}
-
-    def note(name: str, rate: float, times: list[float], per: int = 1) -> None:
-        cuts = statistics.quantiles(times, n=100)
-        results[name] = {"per_second": round(rate * per, 1), "p50_ms": round(cuts[49] * 1000, 3),
-                         "p99_ms": round(cuts[98] * 1000, 3)}
-        print(f"{name:<52} {rate * per:>9.0f} /s   p50 {cuts[49] * 1000:>8.2f} ms   p99 {cuts[98] * 1000:>8.2f} ms", flush=True)
-
-    for hosts in (1000, 10_000):
-        await by_grpc(hosts, share, note)
-        await durable(hosts, share, note)
-    for hosts, allocations in ((10_000, 100_000),) if quick else ((10_000, 100_000), (100_000, 1_000_000)):
-        results[f"rebuild, {hosts} hosts, {allocations} held"] = await rebuild(hosts, allocations)
-    return results
-
-
-async def by_grpc(hosts: int, share: int, note: Callable) -> None:
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(hosts, theirs), daemon=True)
-    process.start()
-    try:
-        port = await asyncio.to_thread(ours.recv)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = scheduling_pb2_grpc.SchedulingStub(channel)
-
-            def call(count: int, dry: bool) -> Callable[[int], Awaitable[object]]:
-                request = pb.ScheduleRequest(shapes=SHAPES, shape_of=[number % 3 for number in range(count)], dry_run=dry)
-                return lambda number: stub.Schedule(request, metadata=(("x-auth-token", "t"),))
-
-            await call(1, True)(0)
-            for dry in (True, False):
-                note(f"{hosts} hosts: a call each, {'dry' if dry else 'real, store in memory'}",
-                     *await callers(64, 10_000 // share, call(1, dry)))
-            note(f"{hosts} hosts: {BATCH} a call, dry", *await callers(2, 200 // share, call(BATCH, True)), per=BATCH)
-    finally:
-        process.kill()
-        process.join()
-
-
-async def durable(hosts: int, share: int, note: Callable) -> None:
+@contextlib.asynccontextmanager
+async def etcd_scheduler(hosts: int) -> AsyncIterator[Scheduling]:
     with running_etcd() as config:
         client = etcd_server.client_credentials(config.data_dir.parent / "pki", "bench")
         await etcd_server.wait_ready([config.endpoint], client)
         store = EtcdStore([config.endpoint], client)
         await fill(store, records(hosts, 0))
         async with scheduler(store) as servicer:
-            for policy in ("pack", "spread"):
-                shapes = []
-                for shape in SHAPES:
-                    shapes.append(pb.Shape())
-                    shapes[-1].CopyFrom(shape)
-                    shapes[-1].policy = policy
-                request = pb.ScheduleRequest(shapes=shapes, shape_of=[number % 3 for number in range(BATCH)])
-                note(f"{hosts} hosts: {BATCH} a call, {policy}, in etcd", *await callers(
-                    1, max(10 // share, 2), lambda number, request=request: servicer.Schedule(
-                        request, Call(caller_or_none=ADMIN))), per=BATCH)
+            yield servicer
         await store.close()
+
+
+class Results(dict[str, dict[str, float]]):
+    """What was measured, by name; a measurement is made three times, and the median counts."""
+
+    async def measure(self, name: str, once: Callable[[], Awaitable[tuple[float, list[float]]]], pids: Sequence[int] = (),
+                      calls: int = 1, per: int = 1) -> None:
+        runs = []
+        for _ in range(3):
+            before = [*map(cpu_seconds, pids), time.process_time()]
+            rate, times = await once()
+            used = [(after - then) / calls / per * 1e6 for after, then in
+                    zip([*map(cpu_seconds, pids), time.process_time()], before, strict=True)]
+            runs.append((rate * per, statistics.quantiles(times, n=100), used))
+        rate, cuts, used = sorted(runs, key=lambda run: run[0])[1]
+        self[name] = {"per_second": round(rate, 1), "p50_ms": round(cuts[49] * 1000, 3), "p99_ms": round(cuts[98] * 1000, 3),
+                      **{f"{who}_cpu_us": round(cpu, 1) for who, cpu in zip(("server", "client") if pids else ("ours",), used,
+                                                                            strict=True)}}
+        print(f"{name:<56} {rate:>9.0f} /s   p50 {cuts[49] * 1000:>8.2f} ms   p99 {cuts[98] * 1000:>8.2f} ms   CPU "
+              + " + ".join(f"{cpu:.0f}" for cpu in used) + f" us   load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+async def measure(quick: bool, only: Sequence[str]) -> dict[str, dict[str, float]]:
+    share = 10 if quick else 1
+    results = Results()
+    if "calls" in only:
+        await by_grpc(1000, "none", share, results)
+    for hosts in (1000, 10_000):
+        for store in ("memory", "etcd") if "calls" in only else ():
+            await by_grpc(hosts, store, share, results)
+        if "durable" in only:
+            await durable(hosts, share, results)
+    sizes = ((10_000, 100_000),) if quick else ((10_000, 100_000), (100_000, 1_000_000))
+    for hosts, allocations in sizes if "rebuild" in only else ():
+        results[f"rebuild, {hosts} hosts, {allocations} held"] = await rebuild(hosts, allocations)
+    return results
+
+
+async def by_grpc(hosts: int, store: str, share: int, results: Results) -> None:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(hosts, store, theirs))
+    process.start()
+    try:
+        port = await asyncio.to_thread(ours.recv)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub, token = scheduling_pb2_grpc.SchedulingStub(channel), (("x-auth-token", "t"),)
+            title = {"none": "floor", "memory": f"{hosts} hosts, in memory", "etcd": f"{hosts} hosts, in etcd"}[store]
+            calls, pids = 10_000 // share, [process.pid or 0]
+
+            def request(count: int, dry: bool) -> pb.ScheduleRequest:
+                return pb.ScheduleRequest(shapes=SHAPES, shape_of=[number % 3 for number in range(count)], dry_run=dry)
+
+            def unary(asked: pb.ScheduleRequest, callers_: int, calls: int) -> Callable[[], Awaitable[tuple[float, list[float]]]]:
+                return lambda: callers(callers_, calls, lambda number: stub.Schedule(asked, metadata=token))
+
+            await stub.Schedule(request(1, True), metadata=token)
+            for dry in {"none": (True,), "memory": (True, False), "etcd": (False,)}[store]:
+                how = "" if store == "none" else ", dry" if dry else ", real"
+                await results.measure(f"{title}: a call each{how}", unary(request(1, dry), 64, calls), pids, calls)
+                if store != "none":
+                    await results.measure(f"{title}: 8 streams{how}", lambda dry=dry: streams(  # type: ignore[misc]
+                        stub, request(1, dry), token, 8, 8, calls), pids, calls)
+            if store == "memory":
+                await results.measure(f"{title}: {BATCH} a call, dry", unary(request(BATCH, True), 2, 200 // share), pids,
+                                      200 // share, per=BATCH)
+    finally:
+        ours.send("stop")
+        process.join(20)
+        process.kill()
+
+
+async def streams(stub: Any, request: pb.ScheduleRequest, token: Any, count: int, ahead: int,
+                  calls: int) -> tuple[float, list[float]]:
+    """Placements a second over some streams, each with so many requests ahead of its answers, and the seconds of each."""
+    times: list[float] = []
+
+    async def one() -> None:
+        stream, room, sent = stub.ScheduleStream(metadata=token), asyncio.Semaphore(ahead), deque[float]()
+
+        async def write() -> None:
+            for _ in range(calls // count):
+                await room.acquire()
+                sent.append(time.perf_counter())
+                await stream.write(request)
+            await stream.done_writing()
+
+        writing = asyncio.create_task(write())
+        while (answer := await stream.read()) is not grpc.aio.EOF:
+            if not answer.response.placed:
+                raise SystemExit(f"nothing was placed: {answer}")
+            times.append(time.perf_counter() - sent.popleft())
+            room.release()
+        await writing
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(count)))
+    return len(times) / (time.perf_counter() - started), times
+
+
+async def durable(hosts: int, share: int, results: Results) -> None:
+    async with etcd_scheduler(hosts) as servicer:
+        for policy in ("pack", "spread"):
+            shapes = []
+            for shape in SHAPES:
+                shapes.append(pb.Shape())
+                shapes[-1].CopyFrom(shape)
+                shapes[-1].policy = policy
+            request = pb.ScheduleRequest(shapes=shapes, shape_of=[number % 3 for number in range(BATCH)])
+            calls = max(4 // share, 2)
+            await results.measure(
+                f"{hosts} hosts, in etcd: {BATCH} a call, {policy}", lambda request=request, calls=calls: callers(
+                    1, calls, lambda number: servicer.Schedule(request, Call(caller_or_none=ADMIN))), calls=calls, per=BATCH)
 
 
 async def rebuild(hosts: int, allocations: int) -> dict[str, float]:
@@ -192,24 +277,25 @@ async def rebuild(hosts: int, allocations: int) -> dict[str, float]:
     await fill(store, records(hosts, allocations))
     database = Database(store, fleet.KINDS)
     live = LiveFleet(database, Anybody())
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     task = asyncio.create_task(database.cache.run())
     await database.cache.ready.wait()
     decoded = time.perf_counter()
     live.current()
-    loaded = time.perf_counter()
+    loaded, used = time.perf_counter(), time.process_time() - used
     task.cancel()
-    print(f"rebuild, {hosts} hosts, {allocations} held: decoded in {decoded - started:.2f} s, loaded in {loaded - decoded:.2f} s",
-          flush=True)
-    return {"decode_s": round(decoded - started, 3), "load_s": round(loaded - decoded, 3)}
+    print(f"rebuild, {hosts} hosts, {allocations} held: decoded in {decoded - started:.2f} s, "
+          f"loaded in {loaded - decoded:.2f} s, CPU {used:.2f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+    return {"decode_s": round(decoded - started, 3), "load_s": round(loaded - decoded, 3), "cpu_s": round(used, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls, no large rebuild")
+    parser.add_argument("--only", default="calls,durable,rebuild", help="some of calls, durable and rebuild")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
-    results = uvloop.run(measure(arguments.quick))
+    results = uvloop.run(measure(arguments.quick, arguments.only.split(",")))
     if arguments.json:
         print(json.dumps({"benchmark": "placement_paths", "quick": arguments.quick, "results": results}))
 

@@ -317,10 +317,13 @@ class Fleet:
 
     def hold_many(self, held: Sequence[tuple[str, str, Amounts, str]]) -> None:
         """Claim for many what they hold of their host's first row: (consumer, host, amounts, group or "")."""
+        if not held:
+            return
         distinct = {amounts for _, _, amounts, _ in held}
         self._widen({name for each in distinct for name, _ in each})
         if self._shape_room < len(self.shapes) + len(distinct):
-            self._shape_room = 2 * (len(self.shapes) + len(held))
+            self._rebuild(self.classes)                   # forgets those that nothing needs
+            self._shape_room = max(self._shape_room, 2 * (len(self.shapes) + len(distinct)))
         if twice := next((consumer for consumer, *_ in held if consumer in self.claims), ""):
             raise ValueError(f"{twice} has a place already")
         numbers = {given: self.shape_number(Shape(given)) for given in distinct}

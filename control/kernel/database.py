@@ -46,6 +46,11 @@ class Transaction:
         copy.CopyFrom(message)
         return copy
 
+    def has(self, kind: Kind, *parts: str) -> bool:
+        """Whether there is something under an id, without a copy of it."""
+        key = kind.key(*parts)
+        return (self._writes[key][1] if key in self._writes else self._cache.at(kind, key)[1]) is not None
+
     def require(self, kind: Kind[M], *parts: str) -> M:
         """As get, but raises NotFound with a text that names the kind and the id."""
         message = self.get(kind, *parts)

@@ -63,7 +63,7 @@ def replace(transaction: Transaction, wanted: Iterable[Allocation], checked: boo
 
 def release(transaction: Transaction, consumer_uuid: str) -> bool:
     """Give back all that a consumer holds; whether it held anything."""
-    if transaction.get(ALLOCATION, consumer_uuid) is None:
+    if not transaction.has(ALLOCATION, consumer_uuid):
         return False
     replace(transaction, [Allocation(consumer_uuid=consumer_uuid)])
     return True
@@ -84,7 +84,7 @@ def _usages(transaction: Transaction, wanted: Iterable[Allocation], before: Mapp
     for new in wanted:
         for uuid in (*new.providers, *before[new.consumer_uuid].providers):
             if uuid not in usages and uuid not in gone:
-                if transaction.get(PROVIDER, uuid) is not None:
+                if transaction.has(PROVIDER, uuid):
                     usages[uuid] = transaction.get(USAGE, uuid) or Usage(provider_uuid=uuid)
                 else:
                     gone.add(uuid)

@@ -4,7 +4,7 @@ Changes are noted as they come and worked in when the fleet is asked for, so tha
 rows are its root provider and all below it, under their UUIDs; a consumer that holds something in several trees counts in each.
 """
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from control.kernel import collector, fleet
@@ -13,6 +13,7 @@ from control.kernel.database import Database
 from control.kernel.fleet import AGGREGATE, ALLOCATION, HOST, PROVIDER, USAGE
 from control.placement.lives import Lives
 from control.placement.neighbours import Demands
+from protos.internal.v1 import fleet_pb2
 from protos.internal.v1.fleet_pb2 import Allocation, HostRecord, Provider, ProviderInventory
 from scheduler.fleet import Fleet
 from scheduler.types import MOST, Amounts, Group, Held, Host, Inventory, Request, Row, ServerGroup, Shape, amounts
@@ -128,24 +129,8 @@ class LiveFleet:
         records = sorted(self._cache.all(HOST), key=lambda record: record.name)
         self._names = {record.id: record.name for record in records}
         self._fleet = Fleet(filter(None, map(self._host, records)))
-        simple: list[tuple[str, str, Amounts, str]] = []
-        roots = {host.rows[0].name: name for name, host in self._fleet.hosts.items()}
         groups = self._demands.groups()
-        known: dict[bytes, Amounts] = {}              # by the bytes of what is held of one provider
-        for allocation in self._cache.all(ALLOCATION):
-            consumer, providers = allocation.consumer_uuid, allocation.providers
-            group = self._joined(groups[consumer]) if consumer in groups else ""
-            uuid = next(iter(providers), "") if len(providers) == 1 else ""
-            if host := roots.get(uuid):
-                held = providers[uuid]
-                given = held.SerializeToString()
-                if given not in known:
-                    known[given] = amounts(held.resources)
-                simple.append((consumer, host, known[given], group))
-                self._homes[consumer] = (consumer,)
-            else:
-                self._hold(consumer, self._parts(allocation), group)
-        self._fleet.hold_many(simple)
+        self._take_in(self._cache.all(ALLOCATION), lambda consumer: groups.get(consumer))
         for consumer in self._homes if self.lives is not None else ():
             self._expect(consumer)
         self._fresh = True
@@ -181,10 +166,26 @@ class LiveFleet:
                               if each.consumer_uuid not in self._homes}
         for consumer in consumers:
             self._let_go(consumer)
-            allocation = self._cache.get(ALLOCATION, consumer)
-            if allocation is not None:
-                self._hold(consumer, self._parts(allocation), self._group(consumer))
-                self._expect(consumer)
+        held = (self._cache.get(ALLOCATION, consumer) for consumer in consumers)
+        self._take_in([each for each in held if each is not None], self._demands.group_of)
+        for consumer in consumers if self.lives is not None else ():
+            self._expect(consumer)
+
+    def _take_in(self, allocations: Iterable[Allocation], group_of: Callable[[str], ServerGroup | None]) -> None:
+        """Hold what consumers hold that the fleet does not know yet: what is of hosts themselves many at a time."""
+        simple: list[tuple[str, str, Amounts, str]] = []
+        for allocation in allocations:
+            consumer, providers = allocation.consumer_uuid, allocation.providers
+            group = group_of(consumer)
+            joined = self._joined(group) if group is not None else ""
+            uuid = next(iter(providers), "") if len(providers) == 1 else ""
+            host = self._names.get(uuid, "")
+            if host in self._fleet.hosts:
+                simple.append((consumer, host, _amounts(providers[uuid].SerializeToString()), joined))
+                self._homes[consumer] = (consumer,)
+            else:
+                self._hold(consumer, self._parts(allocation), joined)
+        self._fleet.hold_many(simple)
 
     def _expect(self, consumer: str) -> None:
         """Say of a consumer that was taken in when it will end, where that is known."""
@@ -207,10 +208,6 @@ class LiveFleet:
             homes.append(name)
         if homes:
             self._homes[consumer] = tuple(homes)
-
-    def _group(self, consumer: str) -> str:
-        group = self._demands.group_of(consumer)
-        return self._joined(group) if group is not None else ""
 
     def _joined(self, group: ServerGroup) -> str:
         """A group's id; the fleet knows the group."""
@@ -251,6 +248,12 @@ def _inventory(given: bytes) -> Inventory:
     have = ProviderInventory.FromString(given)
     return Inventory(min(have.total, MOST), min(have.reserved, MOST), min(have.allocation_ratio, 1e6) or 1e-9, have.min_unit,
                      have.max_unit, have.step_size)
+
+
+@functools.lru_cache(10_000)
+def _amounts(given: bytes) -> Amounts:
+    """What is held of one provider, of a record's Amounts: of a flavor always the same."""
+    return amounts(dict(fleet_pb2.Amounts.FromString(given).resources))
 
 
 def _in_order(root: str, providers: Iterable[Provider]) -> list[Provider]:
