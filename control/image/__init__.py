@@ -19,5 +19,6 @@ Key layout
   /image/garbage/<file>              Garbage
 
 Files: model.py, access.py, patch.py, query.py and formats.py decide and do no I/O; files.py is the data directory; images.py,
-data.py, members.py and discovery.py are the servicers; reconciler.py repairs and collects; service.py puts them together.
+data.py, members.py and discovery.py are the servicers; reconciler.py repairs and collects, copies.py has every replica keep all
+data; service.py puts them together.
 """

@@ -3,7 +3,7 @@ import asyncio
 import contextlib
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.kernel import replicas
@@ -28,6 +28,7 @@ def records(ids, *labels: str) -> list[ReplicaRecord]:
     return [ReplicaRecord(id=each, roles=labels or [WORK.label]) for each in ids]
 
 
+@settings(deadline=None)
 @given(IDS)
 def test_every_shard_has_a_leader_and_none_leads_more_than_an_even_share(ids):
     leaders = assign(WORK, records(ids))
@@ -35,6 +36,7 @@ def test_every_shard_has_a_leader_and_none_leads_more_than_an_even_share(ids):
     assert max(Counter(leaders).values()) <= -(-SHARDS // len(ids))
 
 
+@settings(deadline=None)
 @given(IDS, st.randoms())
 def test_all_replicas_agree_in_whatever_order_they_see_each_other(ids, random):
     listed = sorted(ids)
@@ -59,6 +61,7 @@ def test_a_role_is_shared_out_among_those_that_have_it_as_it_is_cut():
     assert set(assign(Role("other", nothing), both)) == {""}
 
 
+@settings(deadline=None)
 @given(st.sets(st.text(max_size=20), max_size=50))
 def test_each_key_is_one_shards(keys):
     fence = Guard.created("/x", 1)
