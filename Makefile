@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
 
-# What a host needs of Debian: etcd; libvirt with QEMU; the network's tools; what builds the small guest; compilers for
+# What a host needs of Debian: etcd; haproxy before several replicas; libvirt with QEMU; the network's tools; what builds the small guest; compilers for
 # libvirt-python and the Cython kernels. And a directory server, which tests run as their own: it is installed without a
 # configuration, so that the package starts none.
-PACKAGES := etcd-server \
+PACKAGES := etcd-server haproxy \
 	libvirt-daemon-system libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils genisoimage \
 	dnsmasq-base nftables libnftables1 iproute2 iputils-ping openssh-client curl \
 	syslinux mtools dosfstools cpio \

@@ -32,6 +32,12 @@ COMPLAIN_EVERY = 60.0
 #: Seconds without an answer to a ping after which a connection counts as lost, and between pings.
 PING_TIMEOUT, PING_EVERY = 5, 10
 
+#: Seconds that the renewal of a certificate may take.
+RENEW_WITHIN = 10.0
+
+#: What a replica's certificate holds for, beside its addresses: a balancer's address may be before it.
+CONTROL_PLANE = "agents"
+
 _OPTIONS = [
     ("grpc.keepalive_time_ms", PING_EVERY * 1000), ("grpc.keepalive_timeout_ms", PING_TIMEOUT * 1000),
     ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
@@ -51,7 +57,8 @@ class Credentials:
 
     def channel(self, endpoint: str) -> grpc.aio.Channel:
         return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(
-            self.ca.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()), options=_OPTIONS)
+            self.ca.read_bytes(), self.key.read_bytes(), self.certificate.read_bytes()),
+            options=[*_OPTIONS, ("grpc.ssl_target_name_override", CONTROL_PLANE)])
 
 
 class Outbox:
@@ -126,6 +133,15 @@ class Link:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise Fault("The image is not in the image service any more.", final=True) from error
             raise Fault(f"Fetching the image was cut off: {error.details()}") from error
+
+    async def renew(self, request: bytes) -> bytes:
+        """A new certificate for a signing request. Raises Fault when there is none to be had now."""
+        if self._stub is None:
+            raise Fault("The host is not connected to the control plane at the moment.")
+        try:
+            return (await self._stub.Renew(pb.RenewRequest(request=request), timeout=RENEW_WITHIN)).certificate
+        except grpc.aio.AioRpcError as error:
+            raise Fault(f"The control plane does not renew it: {error.details()}") from error
 
     async def run(self) -> None:
         """Stay attached until cancelled."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.agent import Agent
+from agents.certificate import keep_renewing
 from agents.hypervisor import libvirtd
 from agents.hypervisor.driver import Fault, Hypervisor
 from agents.network.driver import HostNetworking, SimulatedNetworking
@@ -108,6 +109,8 @@ async def run(config: AgentConfig) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(agent.run())
             group.create_task(link.run())
+            if credentials:
+                group.create_task(keep_renewing(credentials.certificate, credentials.key, link.renew))
 
 
 async def teardown(config: AgentConfig, *, purge: bool = False) -> None:

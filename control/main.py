@@ -5,10 +5,12 @@ finish what they have begun, leadership is given up, connections close.
 """
 import asyncio
 import dataclasses
+import datetime
+import functools
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -25,13 +27,14 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, pki, rpc
+from control.kernel import disks, etcd_server, fleet, pki, rpc, tls
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.election import Election
 from control.kernel.etcd_maintenance import Maintenance
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.policy import PolicyFile
+from control.kernel.renewal import Renewal
 from control.kernel.store import Guard
 from control.kinds import KINDS
 from control.network import service as network
@@ -70,7 +73,8 @@ class Replica:
                         fleet.DISK_GB: config.disk_allocation_ratio},
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
             projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
-            observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)])
+            observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)],
+            certify=functools.partial(pki.certify, config.pki_dir, life=_life(config)))
         self.dispatcher = rpc.Dispatcher(self.authenticator)
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
@@ -112,12 +116,12 @@ class Replica:
             group.create_task(network.Reconciler(self.database, [fence]).controller().run())
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
-            group.create_task(Maintenance(self.store).run())
+            group.create_task(Maintenance(self.store, quota=self.config.etcd_quota_mib << 20).run())
 
 
 async def run(config: Config) -> None:
     """Be a replica until cancelled. Raises kernel errors, or CannotListen, where it cannot start."""
-    store = EtcdStore(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
+    store = EtcdStore(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir, life=_life(config)))
     replica = Replica(config, store)
     election = Election(store, "control", f"{socket.gethostname()}/{os.getpid()}")
     try:
@@ -127,9 +131,12 @@ async def run(config: Config) -> None:
             await replica.bootstrap()
             if config.audit_required:
                 group.create_task(keep_required(replica.database, config.audit_dir))
+            group.create_task(Maintenance(store).guard())
+            group.create_task(disks.watch([config.state_dir, config.path("images"), config.path("etcd"), config.audit_dir]))
             group.create_task(replica.hosts.run())
             group.create_task(replica.images.run())
             group.create_task(replica.policy_file.watch())
+            group.create_task(Renewal(_leaves(config), store.client.renew).run())
             group.create_task(election.lead(replica.lead))
             group.create_task(http.serve(replica.gateway, config.listen, config.port,
                                          config.certificate or None, config.key or None))
@@ -157,7 +164,7 @@ async def _serve_grpc(replica: Replica) -> None:
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     address = _address(config.listen, config.grpc_port)
     if config.certificate:
-        server.add_secure_port(address, _own_certificate(config))
+        server.add_secure_port(address, tls.grpc_server_credentials(Path(config.certificate), Path(config.key)))
     else:
         server.add_insecure_port(address)
     await _serve(server)
@@ -166,17 +173,30 @@ async def _serve_grpc(replica: Replica) -> None:
 async def _serve_agents(replica: Replica) -> None:
     """The listener for agents: mutual TLS with the cloud's own authority."""
     config = replica.config
-    own = pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True)
-    credentials = grpc.ssl_server_credentials([(own.key.read_bytes(), own.certificate.read_bytes())], own.ca.read_bytes(),
-                                              require_client_auth=True)
+    own = _agents_leaf(config)
+    credentials = tls.grpc_server_credentials(own.certificate, own.key, own.ca)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", rpc.MAX_MESSAGE)])
     rpc.add_to_grpc(replica.for_agents, server)
     server.add_secure_port(_address(config.agent_listen, config.agent_port), credentials)
     await _serve(server)
 
 
-def _own_certificate(config: Config) -> grpc.ServerCredentials:
-    return grpc.ssl_server_credentials([(Path(config.key).read_bytes(), Path(config.certificate).read_bytes())])
+def _leaves(config: Config) -> list[Callable[[], pki.Credentials]]:
+    """The certificates of this replica's parts: its own towards etcd, its listener's for agents, its etcd member's."""
+    life = _life(config)
+    own = [lambda: etcd_server.client_credentials(config.pki_dir, life=life), lambda: _agents_leaf(config)]
+    if not config.etcd:
+        address = config.place.address if config.place else "127.0.0.1"
+        own.append(lambda: etcd_server.server_credentials(config.pki_dir, address, life))
+    return own
+
+
+def _agents_leaf(config: Config) -> pki.Credentials:
+    return pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True, life=_life(config))
+
+
+def _life(config: Config) -> datetime.timedelta:
+    return datetime.timedelta(days=config.certificate_days)
 
 
 async def _serve(server: grpc.aio.Server) -> None:

@@ -165,10 +165,16 @@ class Netlink:
                 return None
             raise
 
-    def add_bridge(self, name: str, mac: str, mtu: int) -> None:
+    def the_link(self, name: str) -> Link:
+        """The link of that name. Raises LookupError where there is none."""
+        if (link := self.link(name)) is None:
+            raise LookupError(f"there is no link {name}")
+        return link
+
+    def add_bridge(self, name: str, mac: str, mtu: int, *, filtered: bool = True) -> None:
         """A bridge that hands what it forwards to the filters, asks nobody for multicast, and starts at once."""
         self._route.link("add", ifname=name, kind="bridge", address=mac, mtu=mtu, br_stp_state=0, br_forward_delay=0,
-                         br_mcast_snooping=0, br_nf_call_iptables=1, br_nf_call_ip6tables=1)
+                         br_mcast_snooping=0, br_nf_call_iptables=int(filtered), br_nf_call_ip6tables=int(filtered))
 
     def add_veth(self, name: str, mtu: int, namespace: str, peer: str, mac: str) -> None:
         there = os.open(NAMESPACES / namespace, os.O_RDONLY | os.O_CLOEXEC)

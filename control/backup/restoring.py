@@ -22,7 +22,7 @@ from control.kernel.etcd_store import EtcdStore
 
 #: What of a state directory is the control plane's; the rest is the host's (disks and domains of servers), or logs and the
 #: audit journal, which go on.
-OURS = ("etcd*", "images", "pki", "restore", "*.json", "*.password", "*.yaml", "openrc", "seeded")
+OURS = ("etcd*", "images", "pki", "restore", "replica-*", "*.json", "*.password", "*.yaml", "openrc", "seeded")
 
 PENDING = "restore"
 
@@ -83,7 +83,7 @@ async def load_pending(config: Config) -> dict[str, int]:
     await etcd_server.wait_ready(config.etcd_endpoints, credentials, READY_WITHIN)
     store = EtcdStore(config.etcd_endpoints, credentials)
     try:
-        counts = await load(store, _chunks(config.path(PENDING)), manifest["restored_at_ms"])
+        counts = await load(store, _chunks(config.path(PENDING)), manifest["restored_at_ms"], manifest["image_directory"])
     finally:
         await store.close()
     write_private(config.path("restored.json"), json.dumps({
@@ -91,6 +91,15 @@ async def load_pending(config: Config) -> dict[str, int]:
         "restored_at": datetime.now(UTC).isoformat(timespec="seconds"), "audit": manifest["audit"]}).encode())
     shutil.rmtree(config.path(PENDING))
     return counts
+
+
+def give_images(config: Config, to: Path) -> None:
+    """Have the restored image data where a replica looks for it."""
+    here = config.path("images")
+    if here.exists():
+        shutil.rmtree(to, ignore_errors=True)
+        to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.replace(here, to)
 
 
 def _chunks(directory: Path) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""`brume up`, `down`, `status` and `env`: a whole cloud on this machine.
+"""`brume up`, `down`, `status` and `env`: a whole cloud on this machine, or this machine's part of one.
 
 `up` may be run at any moment and any number of times: it starts what does not run, makes what is missing and touches
 nothing that is right. `down` leaves only the state directory, `down --purge` not even that.
@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from control.cli import backup, credentials, preflight, processes, seed
+from control.cli import backup, credentials, preflight, processes, room, seed
 from control.cli.steps import Steps, console
 from control.identity import directory_settings
 from control.identity.federation import settings as federation
@@ -26,23 +26,37 @@ STRANGERS_AFTER = 3.0
 
 @click.command()
 @click.option("--listen", metavar="ADDRESS", help="Address for clients.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="REST; gRPC, agents and etcd use the four ports after it.  [default: 5000]")
+@click.option("--port", type=int, help="REST; gRPC, agents, etcd and its peers use the four ports after it.  [default: 5000]")
 @click.option("--public-url", metavar="URL", help="The cloud's root as clients reach it, where --listen does not say it.")
 @click.option("--certificate", type=click.Path(exists=True, dir_okay=False), help="TLS for clients: certificate chain (PEM).")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False), help="TLS for clients: private key (PEM).")
 @click.option("--public-cidr", metavar="CIDR", help="Range of the public network.  [default: 172.24.4.0/24]")
+@click.option("--replicas", "replicas_here", type=int, metavar="N",
+              help="Replicas of the control plane here, each in a network namespace of its own: 1, 3 or 5.  [default: 1]")
+@click.option("--host", help="This machine's name in the cloud.  [default: its host name]")
 @click.option("--name", help="Prefix of what the cloud makes on the host.  [default: brume]")
 @click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings (TOML).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--no-seed", is_flag=True, help="Leave out the first flavors and the guest image.")
 @click.pass_obj
 def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed: bool, **flags: Any) -> None:
-    """Start a cloud on this machine, or what is missing of it."""
+    """Start a cloud on this machine, or this machine's part of one: what is missing of it."""
     config = settings.load(state_dir, config_file, **flags)
     directory_settings.read(config.identity)          # these raise, naming what makes no sense
     federation.read(config.identity)
     steps = Steps(quiet=as_json)
-    if not processes.supervisor_pid(config):
+    before = settings.load(state_dir)
+    if config.replicas_here < before.replicas_here:
+        raise click.ClickException(f"this cloud has {before.replicas_here} replicas here. To have fewer, back it up, `brume down "
+                                   "--purge` it, and restore it into a new one")
+    running = processes.supervisor_pid(config)
+    if running and (config.replicas_here, config.replicas) != (before.replicas_here, before.replicas):
+        with steps("stop processes, for there will be other replicas"):      # servers go on
+            processes.stop_supervisor(config)
+        running = 0
+    since = processes.log_size(config, "agent")
+    restored = False
+    if not running:
         problems = preflight.check(config) if processes.wait_for_lock(config) else [preflight.Problem(
             "processes of this cloud still run without their supervisor", "end those in "
             f"{config.path('run')}/*.pid, then run `brume up` again")]
@@ -51,21 +65,29 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
                 click.echo(f"{problem.what}: {problem.remedy}", err=True)
             sys.exit(1)
         with steps("prepare certificates and passwords"):
-            settings.save(config)
+            if config.runs_control:
+                credentials.ensure(config)
             processes.prepare(config)
-    logins = credentials.ensure(config)
-    credentials.write_client_files(config, logins)
-    restored = False
-    if not processes.supervisor_pid(config):
+            settings.save(config)
         restored = backup.load_restored(config, steps)
         with steps("start processes"):
             processes.start_supervisor(config)
-    with steps("wait for the API"):
-        processes.wait_for_api(config)
-    with steps("wait for the host"):
-        processes.wait_for_host(config, logins["admin"].session(config))
-    if not no_seed:
-        seed.ensure(config, logins["admin"].session(config), steps)
+    if config.runs_control:
+        logins = credentials.ensure(config)
+        credentials.write_client_files(config, logins)
+        if config.places:
+            with steps("wait for etcd's members"):
+                processes.wait_for_members(config)
+        with steps("wait for the API"):
+            processes.wait_for_api(config)
+        if config.runs_agent:
+            with steps("wait for the host"):
+                processes.wait_for_host(config, logins["admin"].session(config))
+        if not no_seed and config.place in (None, *config.replicas[:1]):
+            seed.ensure(config, logins["admin"].session(config), steps)
+    elif not running:
+        with steps("wait until the host is attached"):
+            processes.wait_for_attached(config, since)
     unknown = _strangers(config, steps) if restored else {}
     if as_json:
         click.echo(json.dumps({"auth_url": config.auth_url, "clouds_yaml": str(config.path("clouds.yaml")),
@@ -95,6 +117,7 @@ def down(state_dir: Path | None, purge: bool, yes: bool) -> None:
     with steps("stop the rest"):
         processes.stop_supervisor(config)
         processes.clean_up_after_libvirtd(config)
+        processes.remove_replica_network(config)
     if purge and config.state_dir.exists():
         with steps(f"delete {config.state_dir}"):
             shutil.rmtree(config.state_dir)
@@ -104,20 +127,33 @@ def down(state_dir: Path | None, purge: bool, yes: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def status(state_dir: Path | None, as_json: bool) -> None:
-    """Show the cloud's processes on this machine, and whether its API answers. Exit status 1 when something is missing."""
+    """Show the cloud's processes and certificates on this machine, and whether its API answers.
+
+    Exit status 1 when something is missing.
+    """
     config = settings.load(state_dir)
     rows = processes.status(config)
-    answers = processes.api_answers(config)
+    certificates = processes.certificates(config)
+    answers = processes.api_answers(config) if config.runs_control else None
+    space = room.look(config)
     if as_json:
-        click.echo(json.dumps({"auth_url": config.auth_url, "api": answers, "processes": rows}))
+        click.echo(json.dumps({"auth_url": config.auth_url, "api": answers, "processes": rows, "certificates": certificates,
+                               "space": space}))
     else:
         table = Table("process", "pid", "up for", "memory (MiB)", "log")
         for row in rows:
             table.add_row(row["name"], str(row["pid"] or "-"), f"{row['seconds']:.0f} s" if row["pid"] else "-",
                           f"{row['memory_mib']:.0f}" if row["pid"] else "-", row["log"])
         Console().print(table)
-        click.echo(f"{config.auth_url} {'answers' if answers else 'does not answer'}")
-    if not answers or not all(row["pid"] for row in rows):
+        due = Table("certificate", "expires in")
+        for row in certificates:
+            due.add_row(row["name"], f"{row['days']:.1f} days")
+        Console().print(due)
+        for problem in space["problems"]:
+            click.echo(problem)
+        if answers is not None:
+            click.echo(f"{config.auth_url} {'answers' if answers else 'does not answer'}")
+    if answers is False or not all(row["pid"] for row in rows):
         sys.exit(1)
 
 
@@ -141,6 +177,10 @@ def _strangers(config: settings.Config, steps: Steps) -> dict[str, list[str]]:
 
 
 def _print_summary(config: settings.Config, steps: Steps) -> None:
+    if not config.runs_control:
+        console.print(f"\nHost {config.host_name} of the cloud {config.name} is up; its replicas are "
+                      f"{', '.join(f'{place.name} ({place.address})' for place in config.replicas)}.")
+        return
     console.print(f"\nThe cloud answers at [bold]{config.auth_url}[/] (gRPC on port {config.grpc_port}); "
                   f"up in {sum(steps.seconds.values()):.1f} s.")
     if notice := processes.notice(config):

@@ -18,6 +18,7 @@ PROGRAMS = {
     "qemu-img": "qemu-utils",
     "dnsmasq": "dnsmasq-base",
     "nft": "nftables",
+    "haproxy": "haproxy",
 }
 
 
@@ -48,14 +49,19 @@ def _found(program: str) -> bool:
 
 def _needed(program: str, config: Config) -> bool:
     if program == "etcd":
-        return not config.etcd
-    return not config.hypervisor
+        return config.runs_control and not config.etcd
+    if program == "haproxy":
+        return config.replicas_here > 1
+    return config.runs_agent and not config.hypervisor
 
 
 def _ports(config: Config) -> list[tuple[str, int]]:
+    if not config.runs_control:
+        return []
     ports = [(config.listen, config.port), (config.listen, config.grpc_port), (config.agent_listen, config.agent_port)]
-    if not config.etcd:
-        ports += [("127.0.0.1", config.port + 3), ("127.0.0.1", config.port + 4)]
+    if not config.etcd and config.replicas_here == 1:
+        address = config.place.address if config.place else "127.0.0.1"
+        ports += [(address, config.port + 3), (address, config.port + 4)]
     return ports
 
 
@@ -71,24 +77,27 @@ def _free(address: str, port: int) -> bool:
 
 
 def _routes(config: Config) -> list[Problem]:
-    """The public range must not be one that the host already reaches some other way."""
-    if config.hypervisor:
-        return []
-    public = ipaddress.ip_network(config.public_cidr)
+    """The cloud's ranges must not be some that the host already reaches some other way."""
+    ranges = []
+    if config.runs_agent and not config.hypervisor:
+        ranges.append(("public", "--public-cidr", ipaddress.ip_network(config.public_cidr)))
+    if config.replicas_here > 1:
+        ranges.append(("replicas'", "replica_cidr in a file of settings", ipaddress.ip_network(config.replica_cidr)))
     problems = []
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         device, destination, mask = (line.split()[i] for i in (0, 1, 7))
         network = ipaddress.ip_network(f"{_address(destination)}/{_address(mask)}")
-        if network.prefixlen and network.overlaps(public) and not _ours(device, config):
-            problems.append(Problem(f"the public range {public} overlaps {network}, which this host reaches by {device}",
-                                    "choose another with --public-cidr"))
+        for what, setting, own in ranges:
+            if network.prefixlen and network.overlaps(own) and not _ours(device, config):
+                problems.append(Problem(f"the {what} range {own} overlaps {network}, which this host reaches by {device}",
+                                        f"choose another with {setting}"))
     return problems
 
 
 def _ours(device: str, config: Config) -> bool:
     """Whether a link is this cloud's own, left by a run that was cut short: the agent takes it up again."""
     try:
-        return Path(f"/sys/class/net/{device}/ifalias").read_text().startswith(f"{config.name}/")
+        return Path(f"/sys/class/net/{device}/ifalias").read_text().startswith((f"{config.name}/", f"{config.name}:"))
     except OSError:
         return False
 

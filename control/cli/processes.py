@@ -1,17 +1,21 @@
-"""The processes of a cloud on one machine: what they are, starting, waiting, stopping.
+"""The processes of a cloud on one machine, whatever the machine is for it: what they are, starting, waiting, stopping.
 
 Whether any runs is told by a lock that the supervisor and all its children hold, so a stale pid file says nothing.
 """
 import contextlib
+import datetime
 import fcntl
 import http.client
 import json
 import os
+import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -34,46 +38,129 @@ HOPELESS = 4
 
 
 def prepare(config: Config) -> None:
-    """Make directories and certificates, and write the list that the supervisor starts."""
-    from control.kernel import etcd_server, pki
+    """Make directories, certificates and, for several replicas here, their places; write the list that the supervisor starts."""
+    from control.cli import machines, replica_network
+    from control.kernel import etcd_server
     # Servers and dnsmasq run as users of their own, which must be able to pass through; what is secret is 0600 or 0700.
     config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     config.state_dir.chmod(0o711)
     for part, mode in (("run", 0o711), ("log", 0o700)):
         config.path(part).mkdir(mode=mode, exist_ok=True)
         config.path(part).chmod(mode)
-    etcd_server.client_credentials(config.pki_dir)
-    pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True)
-    pki.ensure_leaf(config.pki_dir, config.host_name, client=True)
-    if not config.etcd:
+    _prepare_certificates(config)
+    if config.replicas_here > 1:
+        replica_network.ensure(config)
+        for each in replica_configs(config):
+            machines.prepare_replica_here(config, each)
+        settings.write_private(config.path("run", "haproxy.cfg"), replica_network.balancer(config).encode())
+    elif config.runs_control and not config.etcd:
         etcd_server.prepare(etcd_config(config))
     settings.write_private(config.path("run", "processes.json"), json.dumps(plan(config), indent=1).encode())
 
 
+def _prepare_certificates(config: Config) -> None:
+    from control.kernel import etcd_server, pki
+    if config.runs_control:
+        if config.place and not config.path("pki", "ca.key").exists():
+            _refuse_second_founder(config, config.place)
+        life = datetime.timedelta(days=config.certificate_days)
+        etcd_server.client_credentials(config.pki_dir, life=life)
+        pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True, life=life)
+        if config.runs_agent:
+            pki.ensure_leaf(config.pki_dir, config.host_name, client=True, life=life)
+        return
+    for name in ("ca.crt", f"{config.host_name}.crt", f"{config.host_name}.key"):
+        if not (config.pki_dir / name).exists():
+            replicas, host = ", ".join(place.name for place in config.replicas), config.host_name
+            raise click.ClickException(
+                f"{config.pki_dir / name} is missing. This machine, {host}, is a host of a cloud whose replicas are {replicas}: "
+                f"run `brume certificate host {host}` on one of them, and `brume join` with its file here")
+
+
+def _refuse_second_founder(config: Config, place: settings.ReplicaPlace) -> None:
+    """The first replica makes the cloud's authority and founds etcd's cluster, once; all others join with a bundle of its."""
+    others = [other for other in config.replicas if other != place]
+    running = next((other for other in others if _accepts(other.address, config.port + 3)), None)
+    if place != config.replicas[0] or running:
+        there = (running or config.replicas[0]).name
+        raise click.ClickException(f"this machine has no certificates of the cloud: run `brume certificate replica {place.name}` "
+                                   f"on {there}, and `brume join` with its file here")
+
+
+def _accepts(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def replica_configs(config: Config) -> list[Config]:
+    """The settings of each replica on this machine: those of a machine of its own."""
+    return [replace(config, state_dir=config.path(place.name), replicas=config.places, replicas_here=1, host=place.name,
+                    listen=place.address, agent_listen=place.address, host_address=place.address, public_url=config.url,
+                    policy_file=str(config.policy_path)) for place in config.places]
+
+
 def plan(config: Config) -> list[dict[str, Any]]:
-    """What runs for a cloud on one machine, in the order in which it is started."""
-    from agents.hypervisor import libvirtd
-    from control.kernel import etcd_server
-    role = [sys.executable, "-m", "control.cli.main", "--state-dir", str(config.state_dir)]
+    """What runs on this machine, in the order in which it is started."""
+    from control.cli import replica_network
     wanted = []
-    if not config.etcd:
-        wanted.append({"name": "etcd", "argv": etcd_server.command(etcd_config(config)), "environment": {
-            name: value for name, value in etcd_server.environment().items() if name.startswith("ETCD_")}})
-    own = config.path("libvirt")
-    if not config.hypervisor and (config.libvirt_uri or libvirtd.pick_uri(own)) == libvirtd.private_uri(own):
-        wanted.append({"name": "libvirtd", "argv": libvirtd.command(own)})
+    if config.replicas_here > 1:
+        each = replica_configs(config)
+        for number, one in enumerate(each, 1):
+            namespace = {"namespace": str(replica_network.namespace_file(config, number))}
+            wanted += [_etcd(one) | namespace | {"name": f"etcd-{number}"}]
+        for number, one in enumerate(each, 1):
+            namespace = {"namespace": str(replica_network.namespace_file(config, number))}
+            wanted += [_role(one, "control") | namespace | {"name": f"control-{number}"},
+                       _journal(one) | namespace | {"name": f"journal-{number}"}]
+        wanted.append({"name": "haproxy", "argv": ["haproxy", "-db", "-f", str(config.path("run", "haproxy.cfg"))]})
+    elif config.runs_control:
+        wanted += [_etcd(config)] if not config.etcd else []
+        wanted += [_role(config, "control"), _journal(config)]
+    if config.runs_agent:
+        from agents.hypervisor import libvirtd
+        own = config.path("libvirt")
+        if not config.hypervisor and (config.libvirt_uri or libvirtd.pick_uri(own)) == libvirtd.private_uri(own):
+            wanted.append({"name": "libvirtd", "argv": libvirtd.command(own)})
+        wanted.append(_role(config, "agent"))
+    return wanted
+
+
+def _brume(config: Config) -> list[str]:
+    return [sys.executable, "-m", "control.cli.main", "--state-dir", str(config.state_dir)]
+
+
+def _role(config: Config, name: str) -> dict[str, Any]:
     # gRPC's C core writes what it thinks of TLS and of forks to stderr; errors reach our own logs.
     quiet = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
     # One heap for all threads: what is free in it goes back to the system (control/identity/passwords.py).
     lean = {"MALLOC_ARENA_MAX": "1"}
-    wanted += [{"name": name, "argv": [*role, name], "environment": quiet | lean} for name in ("control", "journal", "agent")]
-    return wanted
+    return {"name": name, "argv": [*_brume(config), name], "environment": quiet | lean, "is_role": True}
+
+
+def _journal(config: Config) -> dict[str, Any]:
+    """The audit journal's writer, which goes on until all roles have ended: what they change as they end is in it, too."""
+    return _role(config, "journal") | {"is_role": False}
+
+
+def _etcd(config: Config) -> dict[str, Any]:
+    """A member that is alone is started as it is; one of several first finds out whether it has to join the others."""
+    from control.kernel import etcd_server
+    argv = [*_brume(config), "etcd", "run"] if config.place else etcd_server.command(etcd_config(config))
+    environment = {name: value for name, value in etcd_server.environment().items() if name.startswith("ETCD_")}
+    return {"name": "etcd", "argv": argv, "environment": environment}
 
 
 def etcd_config(config: Config) -> "EtcdConfig":
-    """The cloud's own etcd."""
+    """This replica's own member."""
     from control.kernel import etcd_server
-    return etcd_server.Config(data_dir=config.path("etcd"), credentials=etcd_server.server_credentials(config.pki_dir),
+    address = config.place.address if config.place else "127.0.0.1"
+    life = datetime.timedelta(days=config.certificate_days)
+    return etcd_server.Config(data_dir=config.path("etcd"), quota_bytes=config.etcd_quota_mib << 20, address=address,
+                              name=config.place.name if config.place else "brume",
+                              credentials=etcd_server.server_credentials(config.pki_dir, address, life),
                               client_port=config.port + 3, peer_port=config.port + 4)
 
 
@@ -108,17 +195,77 @@ def start_supervisor(config: Config) -> None:
 def wait_for_api(config: Config) -> None:
     """Return once GET /v3 answers 200. Raises ClickException with the end of the log that says why not."""
     limit = time.monotonic() + API_WITHIN
-    log = config.path("log", "supervisor.log")
-    before = log.stat().st_size if log.exists() else 0
+    before = log_size(config, "supervisor")
     deaths = 0
     while not api_answers(config):
-        with contextlib.suppress(FileNotFoundError), log.open() as said:
+        with contextlib.suppress(FileNotFoundError), config.path("log", "supervisor.log").open() as said:
             said.seek(before)
-            deaths = said.read().count(": control (pid ")
-        if time.monotonic() > limit or deaths >= HOPELESS:
-            raise click.ClickException(f"the API does not answer at {config.auth_url}\n"
-                                       + log_ends(config, "supervisor", "etcd", "control"))
+            deaths = len(re.findall(r": control(?:-\d)? \(pid ", said.read()))
+        if time.monotonic() > limit or deaths >= HOPELESS * config.replicas_here:
+            raise click.ClickException(f"the API does not answer at {config.auth_url}\n" + log_ends(config, *names(config)))
         time.sleep(0.05)
+
+
+def wait_for_members(config: Config) -> None:
+    """Return once this machine's etcd members count for the majority. Raises ClickException saying what keeps them."""
+    import asyncio
+
+    from control.kernel import etcd_members, etcd_server
+    from control.kernel.errors import Unavailable
+    from control.kernel.etcd_client import Client
+    mine = replica_configs(config) if config.replicas_here > 1 else [config]
+    moved = {place.name: etcd_config(one).peer_url for one in mine if (place := one.place)}
+    if config.etcd or not moved:
+        return
+
+    async def wait() -> None:
+        limit = time.monotonic() + API_WITHIN
+        waiting = set(moved)
+        client = Client(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
+        try:
+            while True:
+                with contextlib.suppress(Unavailable):
+                    waiting = set(moved) - await etcd_members.settle(client, moved)
+                    if not waiting:
+                        return
+                if time.monotonic() > limit:
+                    raise click.ClickException(f"etcd on {', '.join(sorted(waiting))} has not joined the others within "
+                                               f"{API_WITHIN:.0f} s\n" + log_ends(config, "supervisor", *names(config)))
+                await asyncio.sleep(0.2)
+        finally:
+            await client.close()
+
+    asyncio.run(wait())
+    for one in mine:
+        etcd_marker(one).touch(mode=0o600)
+
+
+def etcd_marker(config: Config) -> Path:
+    """A file that says that this replica's etcd is one of a cluster that is there: it never founds another."""
+    return config.path("etcd.joined")
+
+
+def log_size(config: Config, name: str) -> int:
+    """Bytes of a process's log."""
+    log = config.path("log", f"{name}.log")
+    return log.stat().st_size if log.exists() else 0
+
+
+def wait_for_attached(config: Config, since: int) -> None:
+    """Return once the agent has said, after the first `since` bytes of its log, that the control plane took it.
+
+    A machine that only is a host knows no user whom it could ask the API as.
+    """
+    limit = time.monotonic() + HOST_WITHIN
+    while True:
+        with contextlib.suppress(FileNotFoundError), config.path("log", "agent.log").open() as said:
+            said.seek(since)
+            if "attached to the control plane at" in re.sub("not attached to.*", "", said.read()):
+                return
+        if time.monotonic() > limit:
+            raise click.ClickException(f"host {config.host_name} did not attach to any of {', '.join(config.agent_endpoints)} "
+                                       f"within {HOST_WITHIN:.0f} s\n" + log_ends(config, "supervisor", "libvirtd", "agent"))
+        time.sleep(0.1)
 
 
 def wait_for_host(config: Config, session: Session) -> None:
@@ -168,15 +315,32 @@ def log_ends(config: Config, *names: str, lines: int = 6) -> str:
 
 # Looking
 
+def names(config: Config) -> list[str]:
+    """What the supervisor was told to run on this machine."""
+    try:
+        return [item["name"] for item in json.loads(config.path("run", "processes.json").read_text())]
+    except FileNotFoundError:
+        return []
+
+
+def certificates(config: Config) -> list[dict[str, Any]]:
+    """One row per certificate of this machine: name, days until it expires."""
+    from control.kernel import pki
+    found = {"": pki.expiries(config.pki_dir)}
+    for place in config.places if config.replicas_here > 1 else ():
+        found[f"{place.name}/"] = pki.expiries(config.path(place.name, "pki"))
+    if config.certificate and (until := pki.expiry(Path(config.certificate))):
+        found["clients: "] = {config.certificate: until}
+    now = datetime.datetime.now(datetime.UTC)
+    return [{"name": prefix + name, "days": round((until - now).total_seconds() / 86400, 1)}
+            for prefix, files in found.items() for name, until in files.items() if not (prefix and name == "ca")]
+
+
 def status(config: Config) -> list[dict[str, Any]]:
     """One row per process: name, pid (0: does not run), seconds since its start, resident memory."""
-    try:
-        names = [item["name"] for item in json.loads(config.path("run", "processes.json").read_text())]
-    except FileNotFoundError:
-        names = []
     running = bool(supervisor_pid(config))
     rows = []
-    for name in ["supervisor", *names]:
+    for name in ["supervisor", *names(config)]:
         pid = _read_pid(config.path("run", f"{name}.pid")) if running else 0
         pid = pid if pid and _alive(pid) else 0
         rows.append({"name": name, "pid": pid, "seconds": _age(pid), "memory_mib": round(memory_mib(pid), 1),
@@ -210,12 +374,14 @@ def stop_roles(config: Config) -> None:
     """Ask the supervisor to end the agent and the control plane, and to keep the rest for the teardown."""
     if pid := supervisor_pid(config):
         os.kill(pid, signal.SIGUSR1)
-        names = [config.path("run", f"{name}.pid") for name in ("agent", "control")]
-        _wait(lambda: not any(path.exists() for path in names), "the agent and the control plane")
+        files = [config.path("run", f"{name}.pid") for name in names(config) if re.match("agent|control", name)]
+        _wait(lambda: not any(path.exists() for path in files), "the agent and the control plane")
 
 
 def teardown_host(config: Config) -> None:
     """Take down servers, networks and tables that this cloud made on the host."""
+    if not config.runs_agent:
+        return
     import asyncio
 
     from agents.main import teardown
@@ -232,8 +398,16 @@ def stop_supervisor(config: Config) -> None:
 
 def clean_up_after_libvirtd(config: Config) -> None:
     """Remove what the cloud's own libvirtd made outside the state directory; once it has ended."""
+    if not config.runs_agent:
+        return
     from agents.hypervisor import libvirtd
     libvirtd.cleanup(config.path("libvirt"))
+
+
+def remove_replica_network(config: Config) -> None:
+    """Remove namespaces and links of the replicas on this machine; once they have ended."""
+    from control.cli import replica_network
+    replica_network.remove(config)
 
 
 def _wait(done: Any, what: str) -> None:

@@ -72,9 +72,9 @@ def agent_config(config: Config) -> "AgentConfig":
     directory = config.pki_dir
     return AgentConfig(
         host=config.host_name, directory=config.path("agent"), libvirt_directory=config.path("libvirt"),
-        run_directory=config.path("run", "network"), endpoints=(f"{config.agent_listen}:{config.agent_port}",),
+        run_directory=config.path("run", "network"), endpoints=config.agent_endpoints,
         ca=directory / "ca.crt", certificate=directory / f"{config.host_name}.crt", key=directory / f"{config.host_name}.key",
-        cloud=config.name, address=config.agent_listen, availability_zone=config.availability_zone,
+        cloud=config.name, address=config.host_address or config.agent_listen, availability_zone=config.availability_zone,
         hypervisor=config.hypervisor or "libvirt", libvirt_uri=config.libvirt_uri, version=version("brume"))
 
 

@@ -7,12 +7,15 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Generator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from control.kernel import tls
 from control.kernel.listeners import owner
 
 log = logging.getLogger(__name__)
@@ -105,7 +108,7 @@ async def serve(app: Any, host: str, port: int, certificate: str | None = None, 
 
     Args:
       app: the ASGI application.
-      certificate, key: paths of PEM files; with them the listener speaks TLS.
+      certificate, key: paths of PEM files; with them the listener speaks TLS, and follows them when they change.
       listener: a socket of listen(), to be used in place of a new one; closed at the end.
       started: set when requests are taken.
 
@@ -117,6 +120,10 @@ async def serve(app: Any, host: str, port: int, certificate: str | None = None, 
                             log_level="warning", server_header=False, proxy_headers=False, timeout_keep_alive=75,
                             ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=GRACE)
     server = _Server(config, started or asyncio.Event())
+    following = None
+    if certificate and key:
+        config.load()
+        following = asyncio.ensure_future(tls.follow(cast(ssl.SSLContext, config.ssl), Path(certificate), Path(key)))
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
         log.info("listening on %s://%s:%d", "https" if certificate else "http", *listener.getsockname()[:2])
@@ -126,4 +133,6 @@ async def serve(app: Any, host: str, port: int, certificate: str | None = None, 
         await serving
         raise
     finally:
+        if following:
+            following.cancel()
         listener.close()

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from control.hosts.neighbours import ImageBytes, Inventories, Observer, Projection
 from control.kernel import clock, fleet
@@ -29,6 +29,9 @@ MOST_STRANGERS = 1000
 
 #: Seconds that an agent has to answer a question.
 ANSWER_WITHIN = 10.0
+
+#: Bytes that a certificate signing request may have.
+MAX_REQUEST = 16 << 10
 
 
 class Session:
@@ -56,16 +59,21 @@ class Session:
                 answer.set_exception(Unavailable("host.gone", f"Host {self.host} is not attached: {reason}."))
 
 
+def _no_authority(name: str, request: bytes) -> bytes:
+    raise LookupError("there is no authority")
+
+
 class Hosts:
     """The servicer of internal.v1.Hosts, and the way to ask an agent something (neighbours.Console of compute)."""
 
     def __init__(self, database: Database, projections: Sequence[Projection], observers: Sequence[Observer], images: ImageBytes,
-                 inventories: Inventories):
+                 inventories: Inventories, certify: Callable[[str, bytes], bytes] = _no_authority):
         self._db = database
         self._projections = projections
         self._observers = observers
         self._images = images
         self._inventories = inventories
+        self._certify = certify                     # (common name, certificate signing request) -> certificate
         self._sessions: dict[str, Session] = {}
         self._query_ids = itertools.count(1)
 
@@ -99,6 +107,18 @@ class Hosts:
     async def FetchImage(self, request: pb.FetchImageRequest, call: Call) -> AsyncIterator[pb.FetchImageResponse]:
         async for data in self._images.read(request.sha512):
             yield pb.FetchImageResponse(data=data)
+
+    async def Renew(self, request: pb.RenewRequest, call: Call) -> pb.RenewResponse:
+        if len(request.request) > MAX_REQUEST:
+            raise Invalid("host.renew", f"A certificate signing request has {MAX_REQUEST} bytes at most.")
+        try:
+            certificate = await asyncio.to_thread(self._certify, call.peer, request.request)
+        except ValueError as error:
+            raise Invalid("host.renew", f"The certificate of {call.peer!r} cannot be renewed: {error}.") from error
+        except LookupError as error:
+            raise Unavailable("host.renew", "This replica has not the key of the cloud's authority: ask another.") from error
+        log.info("host %s: its certificate is renewed", call.peer)
+        return pb.RenewResponse(certificate=certificate)
 
     # For other services
 

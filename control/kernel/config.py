@@ -2,6 +2,7 @@
 
 The settings that a cloud was brought up with are kept in its state directory, so every later command needs only that.
 """
+import ipaddress
 import json
 import os
 import re
@@ -14,6 +15,19 @@ from typing import Any
 from control.kernel.errors import Invalid
 
 DEFAULT_STATE_DIR = Path("/var/lib/brume")
+
+#: Names of the parts' certificates, which no host may have: whoever has one is the part.
+PARTS = frozenset({"agents", "ca", "control", "etcd"})
+
+
+@dataclass(frozen=True)
+class ReplicaPlace:
+    """Where a replica of the control plane and its etcd member live: an entry of [[replicas]]."""
+
+    name: str
+    address: str
+    #: The machine is a hypervisor host, too.
+    agent: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,14 +48,23 @@ class Config:
     #: TLS for clients: paths of PEM files, both or none.
     certificate: str = ""
     key: str = ""
-    #: etcd's members, "https://host:port"; none: the cloud runs one of its own on `port` + 3.
+    #: etcd's members, "https://host:port"; none: each replica runs one of its own on `port` + 3, with its peers on `port` + 4.
     etcd: tuple[str, ...] = ()
+    #: The machines that run the control plane; none: this one does. A machine finds itself by its host name.
+    replicas: tuple[ReplicaPlace, ...] = ()
+    #: Replicas on this machine, each in a network namespace of its own with an address of `replica_cidr`; 1: as this machine is.
+    replicas_here: int = 1
+    replica_cidr: str = "172.24.3.0/24"
+    #: Life of the certificates that the cloud makes for its parts; each is renewed in its last third.
+    certificate_days: float = 365.0
     #: Range of the public network, routed by the host.
     public_cidr: str = "172.24.4.0/24"
     #: Range of the demo project's network.
     private_cidr: str = "10.0.0.0/24"
     #: Name of this host; "" for the machine's.
     host: str = ""
+    #: Where other hosts reach this one; "" for `agent_listen`.
+    host_address: str = ""
     availability_zone: str = ""
     #: "" to choose; "simulated" for hosts that only pretend.
     hypervisor: str = ""
@@ -59,6 +82,9 @@ class Config:
     log_level: str = "INFO"
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
+    #: MiB that etcd's database may have; then it takes no more writes until maintenance has made room. Of an etcd of yours, what
+    #: it was started with (--quota-backend-bytes). A hundred thousand servers with their history are about 1 GiB.
+    etcd_quota_mib: int = 4096
     #: Days that the audit journal's files are kept; 0: for ever.
     audit_keep_days: int = 0
     #: Change nothing while the audit journal is not being written (its disk is full, its process is gone).
@@ -86,8 +112,9 @@ class Config:
         """The cloud's root as clients write it, without a slash at its end."""
         if self.public_url:
             return self.public_url.rstrip("/")
-        host = socket.gethostname() if self.listen in ("0.0.0.0", "::") else self.listen
-        return f"{'https' if self.certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        host = self.replicas[0].address if self.replicas else \
+            socket.gethostname() if self.listen in ("0.0.0.0", "::") else self.listen
+        return f"{'https' if self.certificate else 'http'}://{in_url(host)}:{self.port}"
 
     @property
     def auth_url(self) -> str:
@@ -102,8 +129,39 @@ class Config:
         return self.port + 2
 
     @property
+    def places(self) -> tuple[ReplicaPlace, ...]:
+        """All replicas of a cloud that has several, here or on other machines."""
+        if self.replicas_here == 1:
+            return self.replicas
+        first = ipaddress.ip_network(self.replica_cidr).network_address
+        return tuple(ReplicaPlace(f"replica-{number}", str(first + number)) for number in range(1, self.replicas_here + 1))
+
+    @property
+    def place(self) -> ReplicaPlace | None:
+        """This machine's own entry of [[replicas]]."""
+        return next((place for place in self.replicas if place.name == self.host_name), None)
+
+    @property
+    def runs_control(self) -> bool:
+        return not self.replicas or self.place is not None
+
+    @property
+    def runs_agent(self) -> bool:
+        return not self.replicas or self.place is None or self.place.agent
+
+    @property
     def etcd_endpoints(self) -> tuple[str, ...]:
-        return self.etcd or (f"https://127.0.0.1:{self.port + 3}",)
+        """The members to ask, this replica's own first."""
+        if self.etcd:
+            return self.etcd
+        addresses = [place.address for place in sorted(self.places, key=lambda place: place != self.place)]
+        return tuple(f"https://{in_url(address)}:{self.port + 3}" for address in addresses or ["127.0.0.1"])
+
+    @property
+    def agent_endpoints(self) -> tuple[str, ...]:
+        """Where agents find the replicas."""
+        addresses = [place.address for place in self.places] or [self.agent_listen]
+        return tuple(f"{in_url(address)}:{self.agent_port}" for address in addresses)
 
     @property
     def pki_dir(self) -> Path:
@@ -138,6 +196,25 @@ class Config:
         for path in filter(None, (self.certificate, self.key)):
             if not os.access(path, os.R_OK):
                 raise Invalid("config.certificate", f"{path} cannot be read")
+        if self.host_name in PARTS or self.host_name.startswith("control-"):
+            raise Invalid("config.host", f"no host may be called {self.host_name!r}, as a part of the cloud is: give it another "
+                                         "name in this cloud with --host")
+        if self.replicas_here not in (1, 3, 5):
+            raise Invalid("config.replicas_here", f"replicas {self.replicas_here} must be 1, 3 or 5: a majority must live")
+        if self.replicas_here > 1 and (self.replicas or self.etcd):
+            raise Invalid("config.replicas_here", "several replicas on this machine have their own etcd and stand alone: "
+                                                  "leave out [[replicas]] and etcd, or --replicas")
+        try:
+            network = ipaddress.ip_network(self.replica_cidr)
+        except ValueError as error:
+            raise Invalid("config.replica_cidr", f"replica_cidr {self.replica_cidr!r}: {error}") from error
+        if network.version != 4 or network.prefixlen > 28:
+            raise Invalid("config.replica_cidr", f"replica_cidr {self.replica_cidr} must be an IPv4 range of /28 or more")
+        if len({place.name for place in self.replicas}) < len(self.replicas) or \
+                len({place.address for place in self.replicas}) < len(self.replicas):
+            raise Invalid("config.replicas", "no two replicas can have one name or one address")
+        if not 0.0001 <= self.certificate_days <= 3650:
+            raise Invalid("config.certificate_days", f"certificate_days {self.certificate_days} must be 0.0001 to 3650")
         if self.placement_policy not in ("pack", "spread"):
             raise Invalid("config.placement_policy", f"placement_policy {self.placement_policy!r} must be pack or spread")
         if self.hypervisor not in ("", "simulated"):
@@ -146,6 +223,8 @@ class Config:
                      "disable_user_account_days_inactive"):
             if not 0 <= getattr(self, name) <= 100_000:
                 raise Invalid(f"config.{name}", f"{name} {getattr(self, name)} must be 0 to 100000")
+        if not 16 <= self.etcd_quota_mib <= 102_400:
+            raise Invalid("config.etcd_quota_mib", f"etcd_quota_mib {self.etcd_quota_mib} must be 16 to 102400")
         if not 0 <= self.audit_keep_days <= 100_000:
             raise Invalid("config.audit_keep_days", f"audit_keep_days {self.audit_keep_days} must be 0 to 100000")
         if self.lockout_duration < 1:
@@ -170,18 +249,54 @@ def load(state_dir: Path | None = None, file: Path | None = None, **flags: Any) 
         if key not in known:
             raise Invalid(f"config.{key}", f"unknown setting {key!r}; there are {', '.join(sorted(known))}")
         default = getattr(Config(), key)
-        if isinstance(default, tuple):
+        if key == "replicas":
+            settings[key] = tuple(_place(item) for item in settings[key])
+        elif isinstance(default, tuple):
             settings[key] = tuple(settings[key])
         elif not isinstance(settings[key], (int, float) if isinstance(default, float) else type(default)):
             raise Invalid(f"config.{key}", f"{key} must be a {type(default).__name__}, not {settings[key]!r}")
-    return replace(Config(state_dir=state_dir), **settings).check()
+    config = replace(Config(state_dir=state_dir), **settings)
+    if config.place:        # one file serves all machines, so each listens where the file says that it is
+        own: dict[str, Any] = {key: config.place.address for key in OWN_ADDRESS if key not in settings}
+        config = replace(config, **own)
+    return config.check()
+
+
+#: Settings that are a replica's own address unless they are given.
+OWN_ADDRESS = ("listen", "agent_listen", "host_address")
+
+
+def _place(item: Any) -> ReplicaPlace:
+    known = {entry.name: type(entry.default) for entry in fields(ReplicaPlace)} | {"name": str, "address": str}
+    if not isinstance(item, dict) or not {"name", "address"} <= item.keys() <= known.keys() or \
+            not all(isinstance(value, known[key]) for key, value in item.items()):
+        raise Invalid("config.replicas", "an entry of [[replicas]] has a name, an address and perhaps agent = true, "
+                                         f"not {item!r}")
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}", item["name"]):
+        raise Invalid("config.replicas", f"the replica's name {item['name']!r} must be a host name of 1 to 63 characters")
+    try:
+        ipaddress.ip_address(item["address"])
+    except ValueError as error:
+        raise Invalid("config.replicas", f"the address of replica {item['name']}: {error}") from error
+    return ReplicaPlace(**item)
 
 
 def save(config: Config) -> None:
     """Keep the settings that differ from the defaults in the state directory."""
+    write_private(config.path("cloud.json"), saved(config))
+
+
+def saved(config: Config) -> bytes:
+    """What cloud.json has of these settings: those that differ from the defaults."""
+    own = {key: config.place.address for key in OWN_ADDRESS} if config.place else {}
     plain = {key: value for key, value in asdict(config).items()
-             if key != "state_dir" and value != getattr(Config(), key)}
-    write_private(config.path("cloud.json"), json.dumps(plain, indent=1).encode())
+             if key != "state_dir" and value != getattr(Config(), key) and value != own.get(key)}
+    return json.dumps(plain, indent=1).encode()
+
+
+def in_url(address: str) -> str:
+    """An address as URLs and "host:port" have it."""
+    return f"[{address}]" if ":" in address else address
 
 
 def write_private(path: Path, data: bytes) -> None:

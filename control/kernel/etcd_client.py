@@ -4,6 +4,7 @@ Every request that is sent here may be sent again: a caller makes it so that app
 """
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 DEADLINE = 1.5
 #: Seconds after which a call that no member answered is given up. Long enough to sit out a restart of etcd.
 PATIENCE = 6.0
+#: Seconds between two looks whether etcd is full: maintenance makes room then.
+GUARD_EVERY = 10.0
 #: Seconds between two rounds over the members.
 PAUSE = 0.1
 
@@ -59,6 +62,7 @@ class Member:
         self.lease = rpc_pb2_grpc.LeaseStub(self.channel)
         self.watch = rpc_pb2_grpc.WatchStub(self.channel)
         self.maintenance = rpc_pb2_grpc.MaintenanceStub(self.channel)
+        self.cluster = rpc_pb2_grpc.ClusterStub(self.channel)
 
 
 class Client:
@@ -70,10 +74,19 @@ class Client:
         self.endpoints = tuple(endpoints)
         self.closed = False
         self._patience = patience
-        self._channel_credentials = None if credentials is None else grpc.ssl_channel_credentials(
-            credentials.ca.read_bytes(), credentials.key.read_bytes(), credentials.certificate.read_bytes())
+        self._credentials = credentials
         self._members: dict[str, Member] = {}
+        self._former: weakref.WeakSet[Member] = weakref.WeakSet()     # of before renew(), while calls on them last
         self._current = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Read the certificate's files again. New calls and streams use it; what is under way ends where it began."""
+        own = self._credentials
+        self._channel_credentials = own and grpc.ssl_channel_credentials(
+            own.ca.read_bytes(), own.key.read_bytes(), own.certificate.read_bytes())
+        self._former.update(self._members.values())
+        self._members = {}
 
     @property
     def member(self) -> Member:
@@ -136,7 +149,7 @@ class Client:
 
     async def close(self) -> None:
         self.closed = True
-        members, self._members = list(self._members.values()), {}
+        members, self._members = [*self._members.values(), *self._former], {}
         for member in members:
             await member.channel.close()
 
@@ -145,8 +158,8 @@ def _refuse(member: Member, error: AioRpcError) -> None:
     """Raise where another try is no use."""
     details = error.details() or ""
     if "database space exceeded" in details:
-        raise Unavailable("store.full", f"etcd at {member.endpoint} has no space left: raise its --quota-backend-bytes or "
-                          "delete what is not needed; the next maintenance compacts it and takes the alarm back") from error
+        raise Unavailable("store.full", "The cloud's database is full: there is no space for changes, what is there can be read. "
+                          "Room is made by itself, unless the state itself has outgrown etcd_quota_mib.") from error
     if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         raise Unavailable("store.denied", f"etcd at {member.endpoint} refuses this client ({details}): it must allow the whole "
                           "keyspace to this cloud's client certificate") from error
@@ -166,4 +179,5 @@ def prefix_range(prefix: str) -> dict[str, bytes]:
     return {"key": start or b"\0", "range_end": range_end(start)}
 
 
-__all__ = ["DEADLINE", "NEED_LEADER", "PATIENCE", "AioRpcError", "Client", "Member", "prefix_range", "range_end", "rpc_pb2"]
+__all__ = ["DEADLINE", "GUARD_EVERY", "NEED_LEADER", "PATIENCE", "AioRpcError", "Client", "Member", "prefix_range", "range_end",
+           "rpc_pb2"]

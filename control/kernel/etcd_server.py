@@ -1,26 +1,29 @@
-"""The supervised etcd: how it is started, when it is ready, and the upkeep that etcd leaves to its user.
+"""The supervised etcd: how a member is started, and when it is ready.
 
-It listens on loopback only, speaks to nobody without a certificate of this cloud, and its data directory is its own
-(0700). Whoever supervises processes starts it; nothing here holds one.
+It listens on one address, loopback where it is alone, lets in nobody but the control plane and its peers (a host's
+certificate is of the same authority, and opens nothing here), and its data directory is its own (0700). Whoever supervises
+processes starts it; nothing here holds one.
 """
 import asyncio
+import datetime
 import os
 import platform
 import shutil
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from control.kernel.config import in_url
 from control.kernel.errors import Unavailable
 from control.kernel.etcd_client import AioRpcError, Client, rpc_pb2
-from control.kernel.pki import Credentials, ensure_leaf
+from control.kernel.pki import LEAF_LIFE, Credentials, ensure_leaf
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One member, alone in its cluster."""
+    """One member."""
 
     data_dir: Path
     credentials: Credentials               # its own, for server and client use: see server_credentials()
@@ -34,20 +37,34 @@ class Config:
     quota_bytes: int = 4 << 30
     #: How often a watch hears the revision when nothing under its prefix changes.
     progress_interval: str = "1m"
+    #: The cluster that it joins, name -> peer URL, itself among them; none: it founds one. Counts at its first start only.
+    joins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def endpoint(self) -> str:
-        return f"https://{self.address}:{self.client_port}"
+        return f"https://{in_url(self.address)}:{self.client_port}"
+
+    @property
+    def peer_url(self) -> str:
+        return f"https://{in_url(self.address)}:{self.peer_port}"
+
+    @property
+    def has_data(self) -> bool:
+        return (self.data_dir / "member").exists()
 
 
-def server_credentials(directory: Path, address: str = "127.0.0.1") -> Credentials:
-    """The member's certificate, made where it is missing. Etcd is a client of itself, so it is for both uses."""
-    return ensure_leaf(directory, "etcd", [address, "127.0.0.1", "localhost"], server=True, client=True)
+#: The name that a certificate must hold for to be let in, whatever it is called.
+CLIENT = "control"
 
 
-def client_credentials(directory: Path, name: str = "control") -> Credentials:
+def server_credentials(directory: Path, address: str = "127.0.0.1", life: datetime.timedelta = LEAF_LIFE) -> Credentials:
+    """The member's certificate, made where it is missing. Peers are clients of each other, so it is for both uses."""
+    return ensure_leaf(directory, "etcd", [address, "127.0.0.1", "localhost", CLIENT], server=True, client=True, life=life)
+
+
+def client_credentials(directory: Path, name: str = CLIENT, life: datetime.timedelta = LEAF_LIFE) -> Credentials:
     """A certificate that the member lets in, made where it is missing."""
-    return ensure_leaf(directory, name, client=True)
+    return ensure_leaf(directory, name, [CLIENT], client=True, life=life)
 
 
 def prepare(config: Config) -> None:
@@ -75,17 +92,23 @@ def binary(config: Config) -> str:
 
 def command(config: Config) -> list[str]:
     """The process to run, with environment(). Raises Unavailable where there is no etcd."""
-    client, peer = config.endpoint, f"https://{config.address}:{config.peer_port}"
+    client, peer = config.endpoint, config.peer_url
     tls = config.credentials
+    cluster = config.joins or {config.name: peer}
     return [
         binary(config),
         f"--name={config.name}",
         f"--data-dir={config.data_dir}",
         f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster={config.name}={peer}", "--initial-cluster-token=brume",
-        "--client-cert-auth", f"--cert-file={tls.certificate}", f"--key-file={tls.key}", f"--trusted-ca-file={tls.ca}",
-        "--peer-client-cert-auth", f"--peer-cert-file={tls.certificate}", f"--peer-key-file={tls.key}",
+        "--initial-cluster=" + ",".join(f"{name}={url}" for name, url in cluster.items()), "--initial-cluster-token=brume",
+        f"--initial-cluster-state={'existing' if config.joins else 'new'}",
+        # Its gateway for JSON is a client that --client-cert-allowed-hostname shuts out, and nobody's.
+        "--enable-grpc-gateway=false",
+        "--client-cert-auth", f"--client-cert-allowed-hostname={CLIENT}",
+        f"--cert-file={tls.certificate}", f"--key-file={tls.key}", f"--trusted-ca-file={tls.ca}",
+        "--peer-client-cert-auth", "--peer-cert-allowed-cn=etcd",
+        f"--peer-cert-file={tls.certificate}", f"--peer-key-file={tls.key}",
         f"--peer-trusted-ca-file={tls.ca}",
         # Maintenance compacts; this is for a cloud whose leader is away for long.
         "--auto-compaction-mode=periodic", "--auto-compaction-retention=1h",

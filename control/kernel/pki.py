@@ -1,4 +1,4 @@
-"""The cloud's own certificate authority: who may speak to etcd, and who is an agent.
+"""The cloud's own certificate authority: who may speak to etcd, who is a replica, and who is an agent.
 
 Everything here is safe to repeat: what is on disk and still good is left alone, what is missing, damaged, about to
 expire or made for other names is made anew. Keys never leave their directory (0700, files 0600).
@@ -55,17 +55,17 @@ def ensure_ca(directory: Path) -> Credentials:
     return files
 
 
-def ensure_leaf(directory: Path, name: str, sans: Iterable[str] = (), *, server: bool = False,
-                client: bool = False) -> Credentials:
+def ensure_leaf(directory: Path, name: str, sans: Iterable[str] = (), *, server: bool = False, client: bool = False,
+                life: datetime.timedelta = LEAF_LIFE) -> Credentials:
     """A certificate of the authority in `directory` for `name` (<name>.crt, <name>.key), renewed in its last third.
 
     Args:
       name: the common name; letters, digits, dots, dashes, at most 64.
       sans: DNS names and IP addresses that it holds for, beside the name itself.
       server, client: what it may be used for; etcd's own needs both.
+      life: from now on, where it is made anew.
     """
-    if not 0 < len(name) <= 64 or not all(c.isalnum() or c in ".-" for c in name) or name.startswith(".") or name == "ca":
-        raise ValueError(f"{name!r} cannot be the name of a certificate")
+    _check_name(name)
     authority = ensure_ca(directory)
     files = Credentials(authority.ca, directory / f"{name}.crt", directory / f"{name}.key")
     names = _general_names([name, *sans])
@@ -79,17 +79,69 @@ def ensure_leaf(directory: Path, name: str, sans: Iterable[str] = (), *, server:
         leaf = _read(files)
         if leaf is None or not _still_good(leaf[0], ca, names, usages):
             key = ec.generate_private_key(ec.SECP256R1())
-            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-            builder = _builder(subject, ca.subject, key.public_key(), LEAF_LIFE)
-            builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            builder = builder.add_extension(_usage(authority=False), critical=True)
-            issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
-            builder = builder.add_extension(issuer, critical=False)
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-            if usages:
-                builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            _write(files, builder.sign(ca_key, hashes.SHA256()), key)
+            _write(files, _sign(ca, ca_key, _subject(name), key.public_key(), names, usages, life), key)
     return files
+
+
+def issue(directory: Path, name: str, *, life: datetime.timedelta = LEAF_LIFE) -> tuple[bytes, bytes]:
+    """A new client certificate and its key (PEM) for another machine; nothing of them stays here. Raises as certify()."""
+    _check_name(name)
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder(_subject(name)).sign(key, hashes.SHA256())
+    return certify(directory, name, request.public_bytes(serialization.Encoding.PEM), life=life), _pem(key)
+
+
+def certify(directory: Path, name: str, request: bytes, *, life: datetime.timedelta = LEAF_LIFE) -> bytes:
+    """A new client certificate (PEM) of the authority in `directory` for the key of a certificate signing request (PEM).
+
+    Raises ValueError where the request is none, is not for `name`, is not signed with its own key or has a key of another
+    kind than ours; LookupError where the authority's key is not here.
+    """
+    asked = x509.load_pem_x509_csr(request)
+    key = asked.public_key()
+    if asked.subject != _subject(name) or not asked.is_signature_valid:
+        raise ValueError(f"the request is not {name}'s own")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("the request's key is not one of curve P-256")
+    pair = _read(Credentials(directory / "ca.crt", directory / "ca.crt", directory / "ca.key"))
+    if pair is None:
+        raise LookupError(f"{directory / 'ca.key'} is not there")
+    certificate = _sign(*pair, _subject(name), key, _general_names([name]), [ExtendedKeyUsageOID.CLIENT_AUTH], life)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def expiries(directory: Path) -> dict[str, datetime.datetime]:
+    """Until when each certificate in `directory` is good, by name; "ca" is the authority's own."""
+    return {file.stem: until for file in sorted(directory.glob("*.crt")) if (until := expiry(file))}
+
+
+def expiry(file: Path) -> datetime.datetime | None:
+    """Until when the first certificate in a PEM file is good; None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    return None
+
+
+def _sign(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, subject: x509.Name, key: ec.EllipticCurvePublicKey,
+          names: Sequence[x509.GeneralName], usages: Sequence[x509.ObjectIdentifier],
+          life: datetime.timedelta) -> x509.Certificate:
+    builder = _builder(subject, ca.subject, key, life)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(authority=False), critical=True)
+    builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if usages:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    return builder.sign(ca_key, hashes.SHA256())
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= 64 or not all(c.isalnum() or c in ".-" for c in name) or name.startswith(".") or name == "ca":
+        raise ValueError(f"{name!r} cannot be the name of a certificate")
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def _still_good(leaf: x509.Certificate, ca: x509.Certificate, names: Sequence[x509.GeneralName],
@@ -100,8 +152,13 @@ def _still_good(leaf: x509.Certificate, ca: x509.Certificate, names: Sequence[x5
         may = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value if usages else ()
     except Exception:
         return False
-    left = leaf.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
-    return set(has) == set(names) and set(may) == set(usages) and left > LEAF_LIFE / 3
+    return set(has) == set(names) and set(may) == set(usages) and until_due(leaf) > 0
+
+
+def until_due(leaf: x509.Certificate) -> float:
+    """Seconds until the last third of a certificate's life begins; below 0 within it."""
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    return (leaf.not_valid_after_utc - life / 3 - datetime.datetime.now(datetime.UTC)).total_seconds()
 
 
 def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
@@ -117,7 +174,8 @@ def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey,
              life: datetime.timedelta) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
-    return (x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), now - CLOCK_SKEW, now + life)
+    begin = now - min(CLOCK_SKEW, life / 20)         # hardly a part of its life
+    return (x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), begin, now + life)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False))
 
 
@@ -141,9 +199,12 @@ def _read(files: Credentials) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
 
 def _write(files: Credentials, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
     """Replace both files. A crash between them leaves two that are no pair, which the next call sees."""
-    _replace(files.key, key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                          serialization.NoEncryption()))
+    _replace(files.key, _pem(key))
     _replace(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _replace(path: Path, content: bytes) -> None:

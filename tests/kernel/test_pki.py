@@ -40,11 +40,8 @@ def test_a_leaf_holds_for_its_name_and_addresses_and_what_it_is_for(tmp_path):
 
 @pytest.mark.parametrize("damage", ["names", "uses", "key gone", "certificate gone", "garbage", "another's key", "old",
                                     "authority"])
-def test_a_leaf_that_is_no_good_is_made_anew(tmp_path, monkeypatch, damage):
-    if damage == "old":
-        monkeypatch.setattr(pki, "LEAF_LIFE", pki.LEAF_LIFE / 3 - datetime.timedelta(days=1))
+def test_a_leaf_that_is_no_good_is_made_anew(tmp_path, damage):
     leaf = pki.ensure_leaf(tmp_path, "etcd", ["127.0.0.1"], server=True)
-    monkeypatch.undo()
     before = leaf.certificate.read_bytes()
     sans, client = ["127.0.0.1"], False
     match damage:
@@ -52,6 +49,9 @@ def test_a_leaf_that_is_no_good_is_made_anew(tmp_path, monkeypatch, damage):
             sans = ["127.0.0.2"]
         case "uses":
             client = True
+        case "old":
+            leaf.certificate.unlink()
+            pki.ensure_leaf(tmp_path, "etcd", ["127.0.0.1"], server=True, life=datetime.timedelta(milliseconds=1))
         case "key gone":
             leaf.key.unlink()
         case "certificate gone":
