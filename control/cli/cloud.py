@@ -60,10 +60,10 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
                 click.echo(f"{problem.what}: {problem.remedy}", err=True)
             sys.exit(1)
         with steps("prepare certificates and passwords"):
+            settings.save(config)
             if config.runs_control:
                 credentials.ensure(config)
             processes.prepare(config)
-            settings.save(config)
         with steps("start processes"):
             processes.start_supervisor(config)
     if config.runs_control:

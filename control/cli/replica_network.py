@@ -4,7 +4,9 @@ All of it carries the cloud's name, so that it is found and removed without memo
 "<cloud>:", which the agent does not take for its own ("<cloud>/").
 """
 import ipaddress
+import os
 import re
+import shutil
 from pathlib import Path
 
 from control.kernel.config import Config, in_url
@@ -63,6 +65,22 @@ def remove(config: Config) -> None:
         for link in root.links().values():
             if link.alias.startswith(f"{config.name}:"):
                 root.remove(link.name)
+
+
+def write_balancer(config: Config) -> None:
+    """Write haproxy's configuration. It has no secrets, and haproxy is not root when it reads it."""
+    file = config.path("run", "haproxy.cfg")
+    file.write_text(balancer(config))
+    file.chmod(0o644)
+
+
+def balancer_command(config: Config) -> list[str]:
+    """haproxy as a user of its own, who may still listen on low ports, and who ends with the supervisor."""
+    capability = "+net_bind_service"
+    haproxy = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") or "haproxy"
+    return ["setpriv", "--reuid=haproxy", "--regid=haproxy", "--clear-groups", "--no-new-privs",
+            f"--inh-caps={capability}", f"--ambient-caps={capability}", "--pdeathsig=TERM", "--",
+            haproxy, "-db", "-f", str(config.path("run", "haproxy.cfg"))]
 
 
 def balancer(config: Config) -> str:
