@@ -68,7 +68,7 @@ async def make(config: Config, path: Path, secret: bytes | None, *, images: bool
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
     """What a cloud has beside its state: settings, passwords, rules, certificates."""
     for path in sorted(config.state_dir.iterdir()):
-        if path.is_file() and not path.is_symlink() and not path.name.startswith(".") and path.stat().st_size <= MOST:
+        if path.is_file() and not path.is_symlink() and not path.name.startswith((".", "etcd")) and path.stat().st_size <= MOST:
             yield path.name, path
     for path in sorted(config.pki_dir.rglob("*")):
         if path.is_file() and not path.name.startswith("."):

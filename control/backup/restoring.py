@@ -80,8 +80,10 @@ async def load_pending(config: Config) -> dict[str, int]:
     if manifest is None:
         return {}
     credentials = etcd_server.client_credentials(config.pki_dir)
-    await etcd_server.wait_ready(config.etcd_endpoints, credentials, READY_WITHIN)
-    store = EtcdStore(config.etcd_endpoints, credentials)
+    # Of a cluster of our own, the member that founds it anew alone: others may still be of the one that was before.
+    endpoints = config.etcd or config.etcd_endpoints[:1]
+    await etcd_server.wait_ready(endpoints, credentials, READY_WITHIN)
+    store = EtcdStore(endpoints, credentials)
     try:
         counts = await load(store, _chunks(config.path(PENDING)), manifest["restored_at_ms"], manifest["image_directory"])
     finally:

@@ -23,7 +23,8 @@ from control.kernel.config import Config, ReplicaPlace, write_private
 MAX_BUNDLE = 1 << 20
 
 #: What a bundle may hold. Anything else in it is refused.
-_MEMBERS = re.compile(r"cloud\.json|policy\.yaml|etcd\.joined|(admin|demo)\.password|pki/[a-zA-Z0-9*][a-zA-Z0-9.*-]*\.(crt|key)")
+_MEMBERS = re.compile(r"cloud\.json|policy\.yaml|etcd\.joined|seeded|(admin|demo)\.password"
+                      r"|pki/[a-zA-Z0-9*][a-zA-Z0-9.*-]*\.(crt|key)")
 
 
 @click.group()
@@ -111,10 +112,11 @@ def _as_machine(config: Config, name: str) -> Config:
 
 def _replica_files(config: Config, own: Config) -> dict[str, bytes]:
     """What a replica's state directory holds at first; `own` are its settings."""
-    files = {"cloud.json": settings.saved(own), "etcd.joined": b""}
+    # There is a cluster to join, and a cloud that has its first flavors and image.
+    files = {"cloud.json": settings.saved(own), "etcd.joined": b"", "seeded": b"flavors\nimage\n"}
     files |= {f"pki/{name}": config.path("pki", name).read_bytes() for name in ("ca.crt", "ca.key")}
     for name in ("admin.password", "demo.password", "policy.yaml"):      # all that bootstrapping may need, whoever does it
-        if config.path(name).exists():
+        if config.path(name).exists() and not (name == "policy.yaml" and own.policy_file):
             files[name] = config.path(name).read_bytes()
     return files
 
