@@ -130,7 +130,7 @@ class Agent:
         if step not in (Step.REST, Step.NOTE):
             log.info("server %s: %s (%s)", server.id, step.value, domain.seen.value)
         try:
-            await self._take(step, server, domain)
+            await self._carry_out(step, server, domain)
         except Fault as fault:
             self._report_fault(key, step, server, await self._look_after(server.id, domain), fault)
             if fault.final:
@@ -147,6 +147,13 @@ class Agent:
         self._given_up.pop(key, None)
         self._report_server(server, domain)
         return None
+
+    async def _carry_out(self, step: Step, server: pb.HostServer, domain: Domain) -> None:
+        """Take a step. Raises Fault, also where the host's own files are the trouble: its disk is full, or broken."""
+        try:
+            await self._take(step, server, domain)
+        except OSError as error:
+            raise Fault(f"The host's disk does not take what the server needs: {error.strerror or error}.") from error
 
     async def _take(self, step: Step, server: pb.HostServer, domain: Domain) -> None:
         def say(doing: str) -> None:
