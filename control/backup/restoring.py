@@ -95,15 +95,6 @@ async def load_pending(config: Config) -> dict[str, int]:
     return counts
 
 
-def give_images(config: Config, to: Path) -> None:
-    """Have the restored image data where a replica looks for it."""
-    here = config.path("images")
-    if here.exists():
-        shutil.rmtree(to, ignore_errors=True)
-        to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.replace(here, to)
-
-
 def _chunks(directory: Path) -> Iterator[bytes]:
     for path in sorted(directory.iterdir()):
         if path.name != MANIFEST:
@@ -119,6 +110,9 @@ def _put_aside(state_dir: Path, there: list[Path]) -> Path:
     aside.mkdir(mode=0o700)
     for path in there:
         os.replace(path, aside / path.name)
+    journal = aside / "replica-1" / "audit"      # of the first of several replicas here: it goes on as this machine's
+    if journal.exists() and not (state_dir / "audit").exists():
+        os.replace(journal, state_dir / "audit")
     return aside
 
 

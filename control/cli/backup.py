@@ -115,8 +115,6 @@ def load_restored(config: Config, steps: Steps) -> bool:
     if restoring.pending(config) is None:
         return False
     with steps("load the restored state"), _running_etcd(config):
-        if config.replicas_here > 1:
-            restoring.give_images(config, processes.replica_configs(config)[0].path("images"))
         asyncio.run(restoring.load_pending(config))
     return True
 

@@ -92,7 +92,7 @@ def join(state_dir: Path | None, bundle: Path) -> None:
 def prepare_replica_here(config: Config, own: Config) -> None:
     """Make the state directory of a replica on this machine, as a bundle would; the first takes over what one alone had."""
     first = own.place == config.places[0]
-    for part in ("etcd", "images") if first else ():
+    for part in ("etcd", "images", "audit") if first else ():
         if config.path(part).exists() and not own.path(part).exists():
             own.state_dir.mkdir(mode=0o711, exist_ok=True)
             config.path(part).rename(own.path(part))

@@ -146,3 +146,7 @@ def test_a_cloud_of_one_replica_becomes_one_of_three(own_cloud: OwnCloud, tmp_pa
     own_cloud.up()
     names = [row["name"] for row in own_cloud.session("admin").request("GET", "identity", "/projects")["projects"]]
     assert "of-three" in names
+    # The first replica's journal went on through both.
+    assert own_cloud.brume("audit", "verify").returncode == 0
+    eras = {json.loads(line)["era"] for line in own_cloud.brume("audit", "show", "--json").stdout.splitlines()}
+    assert len(eras) >= 3

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from control.cli import processes
+from control.kernel import pki
 from tests.e2e.cloud import Cloud, until
 from tests.log_secrets import WATCH
 
@@ -30,6 +33,31 @@ class Here(Cloud):
     def pids(self) -> dict[str, int]:
         return {row["name"]: row["pid"] for row in processes.status(self.config)}
 
+    def certify(self) -> Path:
+        """A new certificate for clients, as an authority outside would give one: with its own behind it."""
+        directory = self.state_dir / "clients"
+        (directory / "cloud.crt").unlink(missing_ok=True)
+        leaf = pki.ensure_leaf(directory, "cloud", ["127.0.0.1"], server=True)
+        leaf.certificate.write_bytes(leaf.certificate.read_bytes() + leaf.ca.read_bytes())
+        return leaf.certificate
+
+    def answer(self) -> int:
+        """The status of a request by a connection of its own; 0 when it is cut off."""
+        context = ssl.create_default_context(cafile=self.state_dir / "clients" / "ca.crt")
+        connection = http.client.HTTPSConnection("127.0.0.1", PORT, timeout=5, context=context)
+        try:
+            connection.request("GET", "/v3")
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+
+    def shown(self, port: int) -> int:
+        """The serial number of the certificate that clients see."""
+        pem = ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+        return x509.load_pem_x509_certificate(pem.encode()).serial_number
+
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[Here]:
@@ -37,8 +65,10 @@ def cloud() -> Iterator[Here]:
         pytest.skip("no haproxy here: apt-get install haproxy")
     state_dir = Path(tempfile.mkdtemp(prefix="brume-", dir="/var/tmp"))
     file = state_dir / "settings.toml"
-    file.write_text(f'hypervisor = "simulated"\nreplica_cidr = "{NETWORK}"\n')
     cloud = Here(state_dir)
+    certificate = cloud.certify()
+    file.write_text(f'hypervisor = "simulated"\nreplica_cidr = "{NETWORK}"\n'
+                    f'certificate = "{certificate}"\nkey = "{certificate.with_suffix(".key")}"\n')
     try:
         cloud.up("--config", str(file), "--name", NAME, "--port", str(PORT))
         yield cloud
@@ -50,18 +80,6 @@ def cloud() -> Iterator[Here]:
             shutil.copytree(state_dir / "log", keep, dirs_exist_ok=True)
         cloud.brume("down", "--purge", "--yes", check=False)
         shutil.rmtree(state_dir, ignore_errors=True)
-
-
-def answer() -> int:
-    """The status of a request by a connection of its own; 0 when it is cut off."""
-    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
-    try:
-        connection.request("GET", "/v3")
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return 0
-    finally:
-        connection.close()
 
 
 def made(cloud: Here) -> list[str]:
@@ -94,7 +112,7 @@ def test_a_dead_replica_is_not_seen_by_new_connections(cloud: Here, number: int)
         os.kill(pids[part], signal.SIGKILL)
     # What a dying process's socket has accepted dies with it.
     until(lambda: cloud.pids()[f"control-{number}"] != pids[f"control-{number}"], "it is dead", 5)
-    assert [status for status in (answer() for _ in range(500)) if status != 200] == []
+    assert [status for status in (cloud.answer() for _ in range(300)) if status != 200] == []
     flavor = {"id": f"without-{number}", "name": f"without-{number}", "vcpus": 1, "ram": 64, "disk": 0}
     cloud.session("admin").request("POST", "compute", "/flavors", {"flavor": flavor})
     until(lambda: cloud.pids()[f"control-{number}"] not in (0, pids[f"control-{number}"]), "it runs again", 30)
@@ -113,6 +131,14 @@ def test_status_names_every_part_and_how_long_each_certificate_is_good(cloud: He
     days = {row["name"]: row["days"] for row in status["certificates"]}
     assert 364 < days["replica-3/etcd"] <= 365 and days["ca"] > 7000
     assert status["api"] and all(row["pid"] for row in status["processes"])
+
+
+def test_a_new_certificate_for_clients_is_shown_without_a_restart(cloud: Here) -> None:
+    pids = cloud.pids()
+    new = x509.load_pem_x509_certificate(cloud.certify().read_bytes()).serial_number
+    # Three replicas look at their files each on its own: all of them answer in turn.
+    until(lambda: {cloud.shown(port) for _ in range(6) for port in (PORT, PORT + 1)} == {new}, "it is shown by all", 20)
+    assert cloud.answer() == 200 and cloud.pids() == pids
 
 
 def test_down_leaves_no_namespace_and_no_link_and_up_brings_three_back(cloud: Here) -> None:
