@@ -176,7 +176,7 @@ class Agent:
         if step not in (Step.REST, Step.NOTE):
             log.info("server %s: %s (%s)", server.id, step.value, domain.seen.value)
         try:
-            await self._take(step, server, domain)
+            await self._carry_out(step, server, domain)
         except Fault as fault:
             self._report_fault(key, step, server, await self._look_after(server.id, domain), fault)
             if fault.final:
@@ -222,6 +222,13 @@ class Agent:
         if thing is None or thing.server.power != pb.HostServer.STOPPED or self.movers is None:
             raise Fault(f"Server {asked.server_id} is not about to leave this host.")
         await self.movers.send_disk(asked.move_id, self._hypervisor.disk(asked.server_id))
+
+    async def _carry_out(self, step: Step, server: pb.HostServer, domain: Domain) -> None:
+        """Take a step. Raises Fault, also where the host's own files are the trouble: its disk is full, or broken."""
+        try:
+            await self._take(step, server, domain)
+        except OSError as error:
+            raise Fault(f"The host's disk does not take what the server needs: {error.strerror or error}.") from error
 
     async def _take(self, step: Step, server: pb.HostServer, domain: Domain) -> None:
         def say(doing: str) -> None:

@@ -28,7 +28,7 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, idempotency, pki, replicas, rpc, tls
+from control.kernel import disks, etcd_server, fleet, idempotency, pki, replicas, rpc, tls
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.etcd_maintenance import Maintenance
@@ -154,7 +154,7 @@ class Replica:
             group.create_task(self.images.end_abandoned(shard.fence))
             group.create_task(idempotency.keep_sweeping(
                 self.store, datetime.timedelta(hours=self.config.idempotency_key_hours)))
-            group.create_task(Maintenance(self.store).run())
+            group.create_task(Maintenance(self.store, quota=self.config.etcd_quota_mib << 20).run())
 
     async def take_part(self) -> None:
         """Be listed and lead what falls to this replica. Cancelled, it resigns all of that, and only then leaves the list."""
@@ -176,6 +176,9 @@ async def run(config: Config) -> None:
             async with asyncio.TaskGroup() as group:
                 if config.audit_required:
                     group.create_task(keep_required(replica.database, config.audit_dir))
+                group.create_task(Maintenance(store).guard())
+                group.create_task(disks.watch(
+                    [config.state_dir, config.path("images"), config.path("etcd"), config.audit_dir]))
                 group.create_task(replica.hosts.run())
                 group.create_task(replica.images.run())
                 group.create_task(replica.watches.run())

@@ -5,12 +5,15 @@ number of their first entry; the first line of each names the hash that the file
 """
 import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+
+log = logging.getLogger(__name__)
 
 #: Bytes after which a file is followed by another. Smaller: more files; larger: retention gives space back in larger pieces.
 MAX_FILE = 64 * 2**20
@@ -50,7 +53,10 @@ class Chain:
     """The end of a journal, to be appended to by one process at a time."""
 
     def __init__(self, directory: Path, max_file: int = MAX_FILE):
-        """Open a journal, or begin one. Raises OSError, and ValueError where its last line is not a journal's."""
+        """Open a journal, or begin one. Raises OSError.
+
+        Where somebody damaged its end it goes on in a new file, after the last line that is whole; the damage stays to be seen.
+        """
         self._directory = directory
         self._max_file = max_file
         self.head = FIRST
@@ -97,8 +103,9 @@ class Chain:
     def _begin(self, day: str) -> None:
         self.close()
         path = self._directory / f"audit-{self.sequence:012d}.jsonl"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        os.ftruncate(self._descriptor, 0)          # an earlier try may have left a beginning
+        while path.exists():                       # of this journal, and damaged: nothing is ever overwritten
+            path = path.with_name(f"{path.stem}~.jsonl")
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._size, self._day = 0, day
         body = orjson.dumps({"sequence": self.sequence, "type": "file", "day": day, "previous": self.head})
         head = hash_of(self.head, body)
@@ -140,22 +147,31 @@ class Chain:
         else:
             return
         self._size = whole
-        lines = data[:whole].splitlines()
-        last = split(lines[-1])
-        self.head = last.hash
-        self.sequence = orjson.loads(last.body)["sequence"] + 1
-        self._day = orjson.loads(split(lines[0]).body)["day"]
-        self.last = next(self._backwards(found, lines), None)
+        damaged = newest = True
+        for entry in _backwards(found):
+            if newest:
+                self.head, self.sequence = entry["hash"], entry["sequence"] + 1
+                damaged, newest = entry["line"] != data[data.rfind(b"\n", 0, whole - 1) + 1:whole - 1], False
+                self._day = entry.get("day", "") or next((other["day"] for other in _backwards(found) if "day" in other), "")
+            if entry["type"] != "file":
+                self.last = entry
+                break
+        if damaged:
+            log.error("%s ends with what is no entry: `brume audit verify` shows the damage; it goes on in a new file", path)
+            self.close()
 
-    def _backwards(self, found: list[Path], lines: list[bytes]) -> Any:
-        """Entries that are no "file", newest first."""
-        for path in reversed(found):
-            if path != found[-1]:
-                lines = path.read_bytes().splitlines()
-            for line in reversed(lines):
+
+def _backwards(found: list[Path]) -> Iterator[dict[str, Any]]:
+    """Entries that are whole, newest first, each with its own `line`."""
+    for path in reversed(found):
+        for line in reversed(path.read_bytes().splitlines()):
+            try:
+                split(line)
                 entry = orjson.loads(line)
-                if entry["type"] != "file":
-                    yield entry
+                if entry["type"] and entry["sequence"] >= 0:
+                    yield {**entry, "line": line}
+            except (ValueError, KeyError, TypeError):
+                continue
 
 
 def _sync_directory(path: Path) -> None:

@@ -22,7 +22,7 @@ from control.kernel.etcd_store import EtcdStore
 
 #: What of a state directory is the control plane's; the rest is the host's (disks and domains of servers), or logs and the
 #: audit journal, which go on.
-OURS = ("etcd*", "images", "pki", "restore", "*.json", "*.password", "*.yaml", "openrc", "seeded")
+OURS = ("etcd*", "images", "pki", "restore", "replica-*", "*.json", "*.password", "*.yaml", "openrc", "seeded")
 
 PENDING = "restore"
 
@@ -80,10 +80,12 @@ async def load_pending(config: Config) -> dict[str, int]:
     if manifest is None:
         return {}
     credentials = etcd_server.client_credentials(config.pki_dir)
-    await etcd_server.wait_ready(config.etcd_endpoints, credentials, READY_WITHIN)
-    store = EtcdStore(config.etcd_endpoints, credentials)
+    # Of a cluster of our own, the member that founds it anew alone: others may still be of the one that was before.
+    endpoints = config.etcd or config.etcd_endpoints[:1]
+    await etcd_server.wait_ready(endpoints, credentials, READY_WITHIN)
+    store = EtcdStore(endpoints, credentials)
     try:
-        counts = await load(store, _chunks(config.path(PENDING)), manifest["restored_at_ms"])
+        counts = await load(store, _chunks(config.path(PENDING)), manifest["restored_at_ms"], manifest["image_directory"])
     finally:
         await store.close()
     write_private(config.path("restored.json"), json.dumps({
@@ -108,6 +110,9 @@ def _put_aside(state_dir: Path, there: list[Path]) -> Path:
     aside.mkdir(mode=0o700)
     for path in there:
         os.replace(path, aside / path.name)
+    journal = aside / "replica-1" / "audit"      # of the first of several replicas here: it goes on as this machine's
+    if journal.exists() and not (state_dir / "audit").exists():
+        os.replace(journal, state_dir / "audit")
     return aside
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from control.audit.journal import ORIGIN
 from control.compute.model import SERVER
 from control.identity.model import TOKEN_KEY
+from control.image.model import GARBAGE, IMAGE
 from control.kernel import replicas
 from control.kernel.acting import Author, author
 from control.kernel.errors import Conflict, Unavailable
@@ -22,6 +23,7 @@ from control.kernel.etcd_maintenance import TOUCHED
 from control.kernel.etcd_store import PAGE, PAGE_DEADLINE, EtcdStore
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS, Record, size_of
 from protos.compute.v1.records_pb2 import ServerRecord
+from protos.image.v1.records_pb2 import ImageRecord
 from protos.internal.v1.audit_pb2 import AuditOrigin
 from protos.internal.v1.backup_pb2 import StateChunk
 
@@ -69,10 +71,18 @@ def unpack(data: bytes) -> StateChunk:
     return StateChunk.FromString(gzip.decompress(data))
 
 
-def adjusted(key: str, value: bytes, now_ms: int) -> bytes | None:
-    """What a record of a backup becomes in the restored state; None: it is left out."""
-    if key.startswith(TOKEN_KEY.prefix):
+def adjusted(key: str, value: bytes, now_ms: int, image_directory: str) -> bytes | None:
+    """What a record of a backup becomes in the restored state; None: it is left out.
+
+    All image data is in one directory afterwards, of the id `image_directory`; what was to be deleted of others is not in it.
+    """
+    if key.startswith((TOKEN_KEY.prefix, GARBAGE.prefix)):
         return None
+    if key.startswith(IMAGE.prefix):
+        image = ImageRecord.FromString(value)
+        if image.directory_id:
+            image.directory_id = image_directory
+        return image.SerializeToString(deterministic=True)
     if key.startswith(SERVER.prefix):
         server = ServerRecord.FromString(value)
         server.desired.generation = max(server.desired.generation + 1, now_ms)
@@ -84,7 +94,7 @@ def adjusted(key: str, value: bytes, now_ms: int) -> bytes | None:
     return value
 
 
-async def load(store: EtcdStore, chunks: Iterable[bytes], now_ms: int) -> dict[str, int]:
+async def load(store: EtcdStore, chunks: Iterable[bytes], now_ms: int, image_directory: str) -> dict[str, int]:
     """Write packed chunks into a store that is empty, or in which an earlier load was cut off; how many records of each kind.
 
     Raises Conflict where the store has a state.
@@ -105,7 +115,7 @@ async def load(store: EtcdStore, chunks: Iterable[bytes], now_ms: int) -> dict[s
     size = 0
     for data in chunks:
         for entry in unpack(data).entries:
-            value = adjusted(entry.key, entry.value, now_ms)
+            value = adjusted(entry.key, entry.value, now_ms, image_directory)
             if value is None:
                 continue
             record = Record(entry.key, value)

@@ -14,6 +14,7 @@ from rich.table import Table
 from control.audit import reading
 from control.audit.cadf import event
 from control.audit.journal import state
+from control.cli import processes
 from control.cli.steps import progress_bar
 from control.kernel import config as settings
 
@@ -132,7 +133,9 @@ def export(state_dir: Path | None, directory: Path | None, cadf: bool, **filters
 
 
 def _journal(state_dir: Path | None, directory: Path | None) -> Path:
-    journal = directory or settings.load(state_dir).audit_dir
+    """The journal that was named, or this machine's: of several replicas here, the first one's."""
+    config = settings.load(state_dir)
+    journal = directory or (processes.replica_configs(config)[0] if config.replicas_here > 1 else config).audit_dir
     reading.size(journal)
     return journal
 

@@ -58,6 +58,7 @@ def make(state_dir: Path | None, file: Path, encrypt: Path | None, no_images: bo
         try:
             manifest = asyncio.run(making.make(
                 config, file, sealing.passphrase(encrypt) if encrypt else None, images=not no_images,
+                replicas=[one.state_dir for one in processes.replica_configs(config)] if config.replicas_here > 1 else (),
                 begin=lambda total: stack.enter_context(progress_bar("backup", total, quiet=as_json))))
         except OSError as error:
             raise click.ClickException(f"{file}: {error.strerror or error}; nothing is left of it") from error
@@ -78,11 +79,13 @@ def verify(file: Path, passphrase: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_passphrase
+@click.option("--replicas", type=click.Choice(["1", "3", "5"]), help="Replicas on this machine.  [default: as in the backup]")
 @click.option("--replace", is_flag=True, help="Replace the cloud in the state directory, and keep it aside. Its processes are "
               "stopped, its servers run on.")
 @_as_json
 @click.pass_obj
-def restore(state_dir: Path | None, file: Path, passphrase: Path | None, replace: bool, as_json: bool) -> None:
+def restore(state_dir: Path | None, file: Path, passphrase: Path | None, replicas: str | None, replace: bool,
+            as_json: bool) -> None:
     """Make a cloud of a backup, in an empty state directory. `brume up` starts it, and adopts the servers that run."""
     place = Path(state_dir or os.environ.get("BRUME_STATE_DIR") or settings.DEFAULT_STATE_DIR).absolute()
     steps = Steps(quiet=as_json)
@@ -95,7 +98,8 @@ def restore(state_dir: Path | None, file: Path, passphrase: Path | None, replace
     with progress_bar("restore", 2 * file.stat().st_size, quiet=as_json) as advance:
         manifest, aside = restoring.unpack(file, sealing.passphrase(passphrase) if passphrase else None, place, replace=replace,
                                            progress=advance)
-    config = settings.load(place)
+    config = settings.load(place, replicas_here=int(replicas) if replicas else None)
+    settings.save(config)
     if config.etcd:
         with steps("load the state into etcd"):
             asyncio.run(restoring.load_pending(config))
@@ -117,23 +121,20 @@ def load_restored(config: Config, steps: Steps) -> bool:
 
 @contextlib.contextmanager
 def _running_etcd(config: Config) -> Iterator[None]:
-    """The cloud's own members of etcd, as its supervisor would start them."""
-    running: list[subprocess.Popen[bytes]] = []
+    """The member that founds the cloud's etcd, as its supervisor would start it; the others join it later."""
+    member = next(each for each in processes.plan(config) if each["name"].startswith("etcd"))
+    inside = ["nsenter", f"--net={member['namespace']}"] if member.get("namespace") else []
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    with config.path("log", f"{member['name']}.log").open("ab") as log:
+        process = subprocess.Popen([*inside, *member["argv"]], env=environment | member["environment"],
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        with config.path("log", "etcd.log").open("ab") as log:
-            for member in processes.plan(config):
-                if member["name"].startswith("etcd"):
-                    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-                    running.append(subprocess.Popen(member["argv"], env=environment | member["environment"],
-                                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         yield
     except Unavailable as error:
-        raise click.ClickException(f"{error}\n{processes.log_ends(config, 'etcd')}") from error
+        raise click.ClickException(f"{error}\n{processes.log_ends(config, member['name'])}") from error
     finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+        process.terminate()
+        process.wait()
 
 
 def strangers(config: Config) -> dict[str, list[str]]:

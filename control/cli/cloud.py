@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from control.cli import backup, credentials, preflight, processes, seed
+from control.cli import backup, credentials, preflight, processes, room, seed
 from control.cli.steps import Steps, console
 from control.identity import directory_settings
 from control.identity.federation import settings as federation
@@ -55,6 +55,7 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
             processes.stop_supervisor(config)
         running = 0
     since = processes.log_size(config, "agent")
+    restored = False
     if not running:
         problems = preflight.check(config) if processes.wait_for_lock(config) else [preflight.Problem(
             "processes of this cloud still run without their supervisor", "end those in "
@@ -64,10 +65,10 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
                 click.echo(f"{problem.what}: {problem.remedy}", err=True)
             sys.exit(1)
         with steps("prepare certificates and passwords"):
+            settings.save(config)
             if config.runs_control:
                 credentials.ensure(config)
             processes.prepare(config)
-            settings.save(config)
         restored = backup.load_restored(config, steps)
         with steps("start processes"):
             processes.start_supervisor(config)
@@ -102,20 +103,25 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
 @click.command()
 @click.option("--purge", is_flag=True, help="Delete the state directory too: all servers, images, users. There is no way back.")
 @click.option("--yes", is_flag=True, help="Do not ask before --purge.")
+@click.option("--keep-servers", is_flag=True, help="Stop the cloud's own processes only; servers run on.")
 @click.pass_obj
-def down(state_dir: Path | None, purge: bool, yes: bool) -> None:
+def down(state_dir: Path | None, purge: bool, yes: bool, keep_servers: bool) -> None:
     """Stop the cloud and take down all that it made on this host. Its data stay, unless --purge is given."""
     config = settings.load(state_dir)
+    if purge and keep_servers:
+        raise click.UsageError("--purge deletes the servers' disks: it cannot keep them running")
     if purge and not yes and sys.stdin.isatty():
         click.confirm(f"Delete everything in {config.state_dir}?", abort=True)
     steps = Steps()
     with steps("stop the control plane and the agent"):
         processes.stop_roles(config)
-    with steps("take down servers and networks"):
-        processes.teardown_host(config)
+    if not keep_servers:
+        with steps("take down servers and networks"):
+            processes.teardown_host(config)
     with steps("stop the rest"):
         processes.stop_supervisor(config)
-        processes.clean_up_after_libvirtd(config)
+        if not keep_servers:
+            processes.clean_up_after_libvirtd(config)
         processes.remove_replica_network(config)
     if purge and config.state_dir.exists():
         with steps(f"delete {config.state_dir}"):
@@ -134,8 +140,10 @@ def status(state_dir: Path | None, as_json: bool) -> None:
     rows = processes.status(config)
     certificates = processes.certificates(config)
     answers = processes.api_answers(config) if config.runs_control else None
+    space = room.look(config)
     if as_json:
-        click.echo(json.dumps({"auth_url": config.auth_url, "api": answers, "processes": rows, "certificates": certificates}))
+        click.echo(json.dumps({"auth_url": config.auth_url, "api": answers, "processes": rows, "certificates": certificates,
+                               "space": space}))
     else:
         table = Table("process", "pid", "up for", "memory (MiB)", "log")
         for row in rows:
@@ -146,6 +154,8 @@ def status(state_dir: Path | None, as_json: bool) -> None:
         for row in certificates:
             due.add_row(row["name"], f"{row['days']:.1f} days")
         Console().print(due)
+        for problem in space["problems"]:
+            click.echo(problem)
         if answers is not None:
             click.echo(f"{config.auth_url} {'answers' if answers else 'does not answer'}")
     if answers is False or not all(row["pid"] for row in rows):

@@ -23,7 +23,8 @@ from control.kernel.config import Config, ReplicaPlace, write_private
 MAX_BUNDLE = 1 << 20
 
 #: What a bundle may hold. Anything else in it is refused.
-_MEMBERS = re.compile(r"cloud\.json|policy\.yaml|etcd\.joined|(admin|demo)\.password|pki/[a-zA-Z0-9*][a-zA-Z0-9.*-]*\.(crt|key)")
+_MEMBERS = re.compile(r"cloud\.json|policy\.yaml|etcd\.joined|seeded|(admin|demo)\.password"
+                      r"|pki/[a-zA-Z0-9*][a-zA-Z0-9.*-]*\.(crt|key)")
 
 
 @click.group()
@@ -91,7 +92,7 @@ def join(state_dir: Path | None, bundle: Path) -> None:
 def prepare_replica_here(config: Config, own: Config) -> None:
     """Make the state directory of a replica on this machine, as a bundle would; the first takes over what one alone had."""
     first = own.place == config.places[0]
-    for part in ("etcd", "images") if first else ():
+    for part in ("etcd", "images", "audit") if first else ():
         if config.path(part).exists() and not own.path(part).exists():
             own.state_dir.mkdir(mode=0o711, exist_ok=True)
             config.path(part).rename(own.path(part))
@@ -111,10 +112,11 @@ def _as_machine(config: Config, name: str) -> Config:
 
 def _replica_files(config: Config, own: Config) -> dict[str, bytes]:
     """What a replica's state directory holds at first; `own` are its settings."""
-    files = {"cloud.json": settings.saved(own), "etcd.joined": b""}
+    # There is a cluster to join, and a cloud that has its first flavors and image.
+    files = {"cloud.json": settings.saved(own), "etcd.joined": b"", "seeded": b"flavors\nimage\n"}
     files |= {f"pki/{name}": config.path("pki", name).read_bytes() for name in ("ca.crt", "ca.key")}
     for name in ("admin.password", "demo.password", "policy.yaml"):      # all that bootstrapping may need, whoever does it
-        if config.path(name).exists():
+        if config.path(name).exists() and not (name == "policy.yaml" and own.policy_file):
             files[name] = config.path(name).read_bytes()
     return files
 

@@ -1,4 +1,5 @@
 """The `brume` command."""
+import errno
 import importlib
 import logging
 import sys
@@ -33,7 +34,12 @@ class Brume(click.Group):
             return super().invoke(ctx)
         except (Error, RestError) as error:
             raise click.ClickException(str(error)) from error
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise click.ClickException(f"no space is left for {error.filename or 'what has to be written'}: free some, and "
+                                           "run this again") from error
+            if not isinstance(error, PermissionError):
+                raise
             raise click.ClickException(f"{error.filename}: permission denied; a cloud's files are root's: use sudo") from error
 
 

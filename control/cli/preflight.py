@@ -40,7 +40,7 @@ def check(config: Config) -> list[Problem]:
             by = owner(port)
             problems.append(Problem(f"port {port} on {address} is in use{f' by {by}' if by else ''}",
                                     "stop what uses it, or choose other ports with --port"))
-    return problems + _routes(config)
+    return problems + _routes(config) + _certificates(config)
 
 
 def _found(program: str) -> bool:
@@ -92,6 +92,34 @@ def _routes(config: Config) -> list[Problem]:
                 problems.append(Problem(f"the {what} range {own} overlaps {network}, which this host reaches by {device}",
                                         f"choose another with {setting}"))
     return problems
+
+
+def _certificates(config: Config) -> list[Problem]:
+    """Only the first replica of a new cloud makes its own; all other machines join with a bundle."""
+    pki, place, others = config.pki_dir, config.place, [other for other in config.replicas if other != config.place]
+    if config.runs_control:
+        if place is None or (pki / "ca.key").exists():
+            return []
+        running = next((other for other in others if _accepts(other.address, config.port + 3)), None)
+        if place == config.replicas[0] and not running:
+            return []
+        there = (running or config.replicas[0]).name
+        return [Problem(f"this machine, {place.name}, has no certificates of the cloud",
+                        f"run `brume certificate replica {place.name}` on {there}, and `brume join` with its file here")]
+    host = config.host_name
+    if all((pki / name).exists() for name in ("ca.crt", f"{host}.crt", f"{host}.key")):
+        return []
+    return [Problem(f"this machine, {host}, is no replica of the cloud, and has no certificate of a host of it",
+                    f"run `brume certificate host {host}` on {' or '.join(other.name for other in others)}, and `brume join` "
+                    "with its file here")]
+
+
+def _accepts(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _ours(device: str, config: Config) -> bool:

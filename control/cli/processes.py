@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -47,12 +46,13 @@ def prepare(config: Config) -> None:
     for part, mode in (("run", 0o711), ("log", 0o700)):
         config.path(part).mkdir(mode=mode, exist_ok=True)
         config.path(part).chmod(mode)
-    _prepare_certificates(config)
+    if config.runs_control:
+        _prepare_certificates(config)
     if config.replicas_here > 1:
         replica_network.ensure(config)
         for each in replica_configs(config):
             machines.prepare_replica_here(config, each)
-        settings.write_private(config.path("run", "haproxy.cfg"), replica_network.balancer(config).encode())
+        replica_network.write_balancer(config)
     elif config.runs_control and not config.etcd:
         etcd_server.prepare(etcd_config(config))
     settings.write_private(config.path("run", "processes.json"), json.dumps(plan(config), indent=1).encode())
@@ -60,39 +60,11 @@ def prepare(config: Config) -> None:
 
 def _prepare_certificates(config: Config) -> None:
     from control.kernel import etcd_server, pki
-    if config.runs_control:
-        if config.place and not config.path("pki", "ca.key").exists():
-            _refuse_second_founder(config, config.place)
-        life = datetime.timedelta(days=config.certificate_days)
-        etcd_server.client_credentials(config.pki_dir, life=life)
-        pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True, life=life)
-        if config.runs_agent:
-            pki.ensure_leaf(config.pki_dir, config.host_name, client=True, life=life)
-        return
-    for name in ("ca.crt", f"{config.host_name}.crt", f"{config.host_name}.key"):
-        if not (config.pki_dir / name).exists():
-            replicas, host = ", ".join(place.name for place in config.replicas), config.host_name
-            raise click.ClickException(
-                f"{config.pki_dir / name} is missing. This machine, {host}, is a host of a cloud whose replicas are {replicas}: "
-                f"run `brume certificate host {host}` on one of them, and `brume join` with its file here")
-
-
-def _refuse_second_founder(config: Config, place: settings.ReplicaPlace) -> None:
-    """The first replica makes the cloud's authority and founds etcd's cluster, once; all others join with a bundle of its."""
-    others = [other for other in config.replicas if other != place]
-    running = next((other for other in others if _accepts(other.address, config.port + 3)), None)
-    if place != config.replicas[0] or running:
-        there = (running or config.replicas[0]).name
-        raise click.ClickException(f"this machine has no certificates of the cloud: run `brume certificate replica {place.name}` "
-                                   f"on {there}, and `brume join` with its file here")
-
-
-def _accepts(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
+    life = datetime.timedelta(days=config.certificate_days)
+    etcd_server.client_credentials(config.pki_dir, life=life)
+    pki.ensure_leaf(config.pki_dir, "agents", [config.agent_listen, "localhost"], server=True, life=life)
+    if config.runs_agent:
+        pki.ensure_leaf(config.pki_dir, config.host_name, client=True, life=life)
 
 
 def replica_configs(config: Config) -> list[Config]:
@@ -113,11 +85,12 @@ def plan(config: Config) -> list[dict[str, Any]]:
             wanted += [_etcd(one) | namespace | {"name": f"etcd-{number}"}]
         for number, one in enumerate(each, 1):
             namespace = {"namespace": str(replica_network.namespace_file(config, number))}
-            wanted += [_role(one, part) | namespace | {"name": f"{part}-{number}"} for part in ("control", "journal")]
-        wanted.append({"name": "haproxy", "argv": ["haproxy", "-db", "-f", str(config.path("run", "haproxy.cfg"))]})
+            wanted += [_role(one, "control") | namespace | {"name": f"control-{number}"},
+                       _journal(one) | namespace | {"name": f"journal-{number}"}]
+        wanted.append({"name": "haproxy", "argv": replica_network.balancer_command(config)})
     elif config.runs_control:
         wanted += [_etcd(config)] if not config.etcd else []
-        wanted += [_role(config, part) for part in ("control", "journal")]
+        wanted += [_role(config, "control"), _journal(config)]
     if config.runs_agent:
         from agents.hypervisor import libvirtd
         own = config.path("libvirt")
@@ -139,6 +112,11 @@ def _role(config: Config, name: str) -> dict[str, Any]:
     return {"name": name, "argv": [*_brume(config), name], "environment": quiet | lean, "is_role": True}
 
 
+def _journal(config: Config) -> dict[str, Any]:
+    """The audit journal's writer, which goes on until all roles have ended: what they change as they end is in it, too."""
+    return _role(config, "journal") | {"is_role": False}
+
+
 def _etcd(config: Config) -> dict[str, Any]:
     """A member that is alone is started as it is; one of several first finds out whether it has to join the others."""
     from control.kernel import etcd_server
@@ -152,7 +130,8 @@ def etcd_config(config: Config) -> "EtcdConfig":
     from control.kernel import etcd_server
     address = config.place.address if config.place else "127.0.0.1"
     life = datetime.timedelta(days=config.certificate_days)
-    return etcd_server.Config(data_dir=config.path("etcd"), address=address, name=config.place.name if config.place else "brume",
+    return etcd_server.Config(data_dir=config.path("etcd"), quota_bytes=config.etcd_quota_mib << 20, address=address,
+                              name=config.place.name if config.place else "brume",
                               credentials=etcd_server.server_credentials(config.pki_dir, address, life),
                               client_port=config.port + 3, peer_port=config.port + 4)
 
@@ -205,7 +184,7 @@ def wait_for_members(config: Config) -> None:
 
     from control.kernel import etcd_members, etcd_server
     from control.kernel.errors import Unavailable
-    from control.kernel.etcd_client import Client
+    from control.kernel.etcd_client import AioRpcError, Client
     mine = replica_configs(config) if config.replicas_here > 1 else [config]
     moved = {place.name: etcd_config(one).peer_url for one in mine if (place := one.place)}
     if config.etcd or not moved:
@@ -217,7 +196,7 @@ def wait_for_members(config: Config) -> None:
         client = Client(config.etcd_endpoints, etcd_server.client_credentials(config.pki_dir))
         try:
             while True:
-                with contextlib.suppress(Unavailable):
+                with contextlib.suppress(Unavailable, AioRpcError):
                     waiting = set(moved) - await etcd_members.settle(client, moved)
                     if not waiting:
                         return
@@ -343,7 +322,7 @@ def status(config: Config) -> list[dict[str, Any]]:
 
 def notice(config: Config) -> str:
     """What an operator should know of this host: that guests are emulated, and why. "" for nothing."""
-    if config.hypervisor:
+    if config.hypervisor or not config.runs_agent:
         return ""
     from agents.hypervisor import kvm, libvirtd
     own = config.path("libvirt")

@@ -4,7 +4,9 @@ All of it carries the cloud's name, so that it is found and removed without memo
 "<cloud>:", which the agent does not take for its own ("<cloud>/").
 """
 import ipaddress
+import os
 import re
+import shutil
 from pathlib import Path
 
 from control.kernel.config import Config, in_url
@@ -12,9 +14,12 @@ from control.kernel.config import Config, in_url
 #: What a replica answers 200 to while it can serve.
 HEALTH_PATH = "/v3"
 
-#: How often the balancer looks at a replica in ms, and how many failures in a row take it out. A refused connection takes
-#: it out at once.
+#: How often the balancer looks at a replica in ms, and how many failures in a row take it out. A connection that is refused
+#: meanwhile goes to another replica.
 CHECK_EVERY, FAILURES = 250, 2
+
+#: Seconds of silence after which the connections to a machine that lost its power are cut.
+SILENCE = 5
 
 
 def namespace_file(config: Config, number: int) -> Path:
@@ -62,6 +67,22 @@ def remove(config: Config) -> None:
                 root.remove(link.name)
 
 
+def write_balancer(config: Config) -> None:
+    """Write haproxy's configuration. It has no secrets, and haproxy is not root when it reads it."""
+    file = config.path("run", "haproxy.cfg")
+    file.write_text(balancer(config))
+    file.chmod(0o644)
+
+
+def balancer_command(config: Config) -> list[str]:
+    """haproxy as a user of its own, who may still listen on low ports, and who ends with the supervisor."""
+    capability = "+net_bind_service"
+    haproxy = shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") or "haproxy"
+    return ["setpriv", "--reuid=haproxy", "--regid=haproxy", "--clear-groups", "--no-new-privs",
+            f"--inh-caps={capability}", f"--ambient-caps={capability}", "--pdeathsig=TERM", "--",
+            haproxy, "-db", "-f", str(config.path("run", "haproxy.cfg"))]
+
+
 def balancer(config: Config) -> str:
     """haproxy's configuration for a cloud: connections as they are, to the replica with the fewest, never to one that is down.
 
@@ -72,10 +93,11 @@ def balancer(config: Config) -> str:
         "# Written by `brume up`; a change is lost.",
         "defaults", "    mode tcp", "    balance leastconn",
         "    timeout connect 1s", "    timeout client 1h", "    timeout server 1h", "    timeout check 2s",
-        "    retries 3", "    option redispatch 1", "    option tcpka",
+        "    retries 3", "    option redispatch 1", "    option clitcpka", "    option srvtcpka",
+        f"    srvtcpka-idle {SILENCE - 3}s", "    srvtcpka-intvl 1s", "    srvtcpka-cnt 3",
         f"    option httpchk GET {HEALTH_PATH}", "    http-check expect status 200",
-        f"    default-server check port {config.port}{tls} inter {CHECK_EVERY}ms fall {FAILURES} rise 1 observe layer4 "
-        "error-limit 1 on-error mark-down on-marked-down shutdown-sessions",
+        # Not on-marked-down shutdown-sessions: it ends those that are about to go to another replica, too.
+        f"    default-server check port {config.port}{tls} inter {CHECK_EVERY}ms fall {FAILURES} rise 1 tcp-ut {SILENCE}s",
     ]
     for name, address, port in (("rest", config.listen, config.port), ("grpc", config.listen, config.grpc_port),
                                 ("agents", config.agent_listen, config.agent_port)):

@@ -19,6 +19,9 @@ FIRST_DELAY, MAX_DELAY, LONG = 0.2, 10.0, 20.0
 #: Seconds that a process has to end before it is killed.
 STOP_WITHIN = 20.0
 
+#: Seconds after which a pid that could not be written down is written again.
+NOTE_AGAIN = 2.0
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CLONE_NEWNET = 0x40000000
 
@@ -35,7 +38,7 @@ class Process:
         self.namespace, self.is_role = plan.get("namespace"), plan.get("is_role", False)
         self.pid_file = os.path.join(run_dir, self.name + ".pid")
         self.log = os.path.join(log_dir, self.name + ".log")
-        self.pid = 0
+        self.pid = self.noted = 0       # noted: the pid that the pid file has
         self.started = 0.0
         self.delay = FIRST_DELAY
         self.due = 0.0
@@ -52,8 +55,14 @@ class Process:
             finally:
                 os._exit(127)
         self.pid, self.started = pid, time.monotonic()
-        with open(self.pid_file, "w") as file:
-            file.write(f"{pid}\n")
+        self.note()
+
+    def note(self):
+        """Write the pid down. On a full disk that fails, and is tried again: the process runs all the same."""
+        with contextlib.suppress(OSError):
+            with open(self.pid_file, "w") as file:
+                file.write(f"{self.pid}\n")
+            self.noted = self.pid
 
     def _become(self, parent):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -79,8 +88,8 @@ class Process:
         self.due = time.monotonic() + self.delay
         again = "" if self.stopping else f"; again in {self.delay:.1f} s"
         say(f"{self.name} (pid {self.pid}) ended with {describe(status)} after {lived:.1f} s{again}")
-        self.pid = 0
-        with contextlib.suppress(FileNotFoundError):
+        self.pid = self.noted = 0
+        with contextlib.suppress(OSError):
             os.remove(self.pid_file)
 
 
@@ -91,8 +100,8 @@ def describe(status):
 
 
 def say(text):
-    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} supervisor: {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):          # a full disk takes no log; what is supervised goes on
+        os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} supervisor: {text}\n".encode())
 
 
 def rotate(path, limit=50 * 2**20):
@@ -161,7 +170,10 @@ def main():
             if not process.pid and process.due <= now:
                 rotate(process.log)
                 process.start()
-        pause = min([*(process.due - now for process in processes if not process.pid), 60.0])
+            if process.pid and process.noted != process.pid:
+                process.note()
+        pause = min([*(process.due - now for process in processes if not process.pid),
+                     *(NOTE_AGAIN for process in processes if process.pid and not process.noted), 60.0])
         caught = signal.sigtimedwait(SIGNALS, max(pause, 0.01))
         if caught and caught.si_signo in (signal.SIGTERM, signal.SIGINT):
             break

@@ -90,6 +90,9 @@ class Config:
     log_level: str = "INFO"
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
+    #: MiB that etcd's database may have; then it takes no more writes until maintenance has made room. Of an etcd of yours, what
+    #: it was started with (--quota-backend-bytes). A hundred thousand servers with their history are about 1 GiB.
+    etcd_quota_mib: int = 4096
     #: Days that the audit journal's files are kept; 0: for ever.
     audit_keep_days: int = 0
     #: Change nothing while the audit journal is not being written (its disk is full, its process is gone).
@@ -238,6 +241,8 @@ class Config:
                      "disable_user_account_days_inactive"):
             if not 0 <= getattr(self, name) <= 100_000:
                 raise Invalid(f"config.{name}", f"{name} {getattr(self, name)} must be 0 to 100000")
+        if not 16 <= self.etcd_quota_mib <= 102_400:
+            raise Invalid("config.etcd_quota_mib", f"etcd_quota_mib {self.etcd_quota_mib} must be 16 to 102400")
         if not 0 <= self.audit_keep_days <= 100_000:
             raise Invalid("config.audit_keep_days", f"audit_keep_days {self.audit_keep_days} must be 0 to 100000")
         if not 1 <= self.idempotency_key_hours <= 10_000:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 DEADLINE = 1.5
 #: Seconds after which a call that no member answered is given up. Long enough to sit out a restart of etcd.
 PATIENCE = 6.0
+#: Seconds between two looks whether etcd is full: maintenance makes room then.
+GUARD_EVERY = 10.0
 #: Seconds between two rounds over the members.
 PAUSE = 0.1
 
@@ -156,8 +158,8 @@ def _refuse(member: Member, error: AioRpcError) -> None:
     """Raise where another try is no use."""
     details = error.details() or ""
     if "database space exceeded" in details:
-        raise Unavailable("store.full", f"etcd at {member.endpoint} has no space left: raise its --quota-backend-bytes or "
-                          "delete what is not needed; the next maintenance compacts it and takes the alarm back") from error
+        raise Unavailable("store.full", "The cloud's database is full: there is no space for changes, what is there can be read. "
+                          "Room is made by itself, unless the state itself has outgrown etcd_quota_mib.") from error
     if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         raise Unavailable("store.denied", f"etcd at {member.endpoint} refuses this client ({details}): it must allow the whole "
                           "keyspace to this cloud's client certificate") from error
@@ -177,4 +179,5 @@ def prefix_range(prefix: str) -> dict[str, bytes]:
     return {"key": start or b"\0", "range_end": range_end(start)}
 
 
-__all__ = ["DEADLINE", "NEED_LEADER", "PATIENCE", "AioRpcError", "Client", "Member", "prefix_range", "range_end", "rpc_pb2"]
+__all__ = ["DEADLINE", "GUARD_EVERY", "NEED_LEADER", "PATIENCE", "AioRpcError", "Client", "Member", "prefix_range", "range_end",
+           "rpc_pb2"]

@@ -226,6 +226,24 @@ async def test_what_keeps_failing_becomes_a_final_fault(host, monkeypatch):
     assert len(tries) == 3
 
 
+async def test_a_full_disk_of_the_host_is_the_servers_fault_in_words_and_passes(host, monkeypatch):
+    full = [True]
+    run = host.hypervisor.ensure_running
+
+    async def ensure_running(*arguments):
+        if full[0]:
+            raise OSError(28, "No space left on device", "/a/file")
+        await run(*arguments)
+
+    monkeypatch.setattr(host.hypervisor, "ensure_running", ensure_running)
+    thing = wish()
+    host.snapshot(thing)
+    said = await host.until(thing, step="waiting to try again")
+    assert said.fault == "The host's disk does not take what the server needs: No space left on device."
+    full[0] = False
+    await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+
+
 async def test_a_server_is_removed_at_once_though_its_guest_is_being_waited_for(host):
     thing = wish()
     host.snapshot(thing)

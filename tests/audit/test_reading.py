@@ -60,6 +60,30 @@ def test_retention_leaves_a_chain_that_holds_from_its_first_file_on(tmp_path: Pa
     assert reading.verify(tmp_path).holds
 
 
+@pytest.mark.parametrize("damage", [b"garbage\n", b'{"half": \n', b"\n\n", b"\xff\xfe\n"])
+def test_a_damaged_end_is_kept_to_be_seen_and_the_journal_goes_on_in_a_new_file(tmp_path: Path, damage: bytes) -> None:
+    [path] = journal(tmp_path, 5, max_file=10**6)
+    with path.open("ab") as file:
+        file.write(damage)
+    before = path.read_bytes()
+    chain = Chain(tmp_path)
+    assert chain.last is not None and chain.last["revision"] == 4
+    chain.append([entry(5)], "2026-01-01")
+    assert path.read_bytes() == before and len(files(tmp_path)) == 2
+    verdict = reading.verify(tmp_path)
+    assert not verdict.holds and all(problem.startswith(path.name) for problem in verdict.problems)
+    chain.close()
+    Chain(tmp_path).append([entry(6)], "2026-01-01")
+    assert reading.verify(tmp_path).entries == 9
+
+
+def test_a_journal_of_nothing_but_damage_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "audit-000000000000.jsonl"
+    path.write_bytes(b"garbage\n")
+    Chain(tmp_path).append([entry(1)], "2026-01-01")
+    assert path.read_bytes() == b"garbage\n" and len(files(tmp_path)) == 2 and files(tmp_path)[0] == path
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), what=st.sampled_from(["byte", "remove", "double", "swap", "file"]))
 def test_whatever_is_changed_in_the_middle_is_found(tmp_path_factory: pytest.TempPathFactory, seed: int, what: str) -> None:

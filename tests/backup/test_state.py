@@ -7,11 +7,13 @@ import pytest
 from control.backup.state import LOADING, adjusted, dump, load, pack
 from control.compute.model import SERVER
 from control.identity.model import TOKEN_KEY, VAULT_KEY
+from control.image.model import GARBAGE, IMAGE
 from control.kernel.errors import Conflict
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.store import Record
 from protos.compute.v1.records_pb2 import DesiredServer, ServerRecord
 from protos.identity.v1.records_pb2 import TokenKey, VaultKey
+from protos.image.v1.records_pb2 import Garbage, ImageRecord
 from tests.conftest import Etcd
 
 pytestmark = pytest.mark.etcd
@@ -50,11 +52,11 @@ async def test_all_records_are_the_same_in_another_etcd_while_the_first_goes_on(
     assert revisions == {at} and len(chunks) > 2
     await second_etcd.ready()
     target = second_etcd.store()
-    counts = await load(target, chunks, NOW)
+    counts = await load(target, chunks, NOW, "here")
     assert await everything(target) == values and counts == {"test/things": 2500}
     assert (await target.get(LOADING)).value is None
     with pytest.raises(Conflict, match="has a state already"):
-        await load(target, chunks, NOW)
+        await load(target, chunks, NOW, "here")
     await target.close()
 
 
@@ -69,29 +71,35 @@ async def test_a_load_that_was_cut_off_begins_anew(etcd_store: EtcdStore, second
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await load(target, cut(), NOW)
+        await load(target, cut(), NOW, "here")
     await target.commit(Record("/test/half", b""))
-    await load(target, chunks, NOW)
+    await load(target, chunks, NOW, "here")
     assert len(await everything(target)) == 100
     await target.close()
 
 
 def test_a_restored_server_is_newer_than_any_wish_that_an_agent_has_seen() -> None:
     server = ServerRecord(id="a", desired=DesiredServer(generation=5, reboots=2))
-    once = adjusted(SERVER.key("a"), server.SerializeToString(), NOW)
+    once = adjusted(SERVER.key("a"), server.SerializeToString(), NOW, "here")
     assert once is not None
     restored = ServerRecord.FromString(once)
     assert restored.desired.generation == NOW and restored.desired.reboots == 2
     # Restored from the same backup again later, after changes; and a backup of the restored cloud within the same second.
-    again = adjusted(SERVER.key("a"), server.SerializeToString(), NOW + 60_000)
+    again = adjusted(SERVER.key("a"), server.SerializeToString(), NOW + 60_000, "here")
     assert again and ServerRecord.FromString(again).desired.generation > NOW + 1000
     restored.desired.generation += 3
-    later = adjusted(SERVER.key("a"), restored.SerializeToString(), NOW + 1)
+    later = adjusted(SERVER.key("a"), restored.SerializeToString(), NOW + 1, "here")
     assert later and ServerRecord.FromString(later).desired.generation == NOW + 4
 
 
+def test_image_data_is_in_one_directory_afterwards() -> None:
+    image = adjusted(IMAGE.key("i"), ImageRecord(directory_id="there", file="f").SerializeToString(), NOW, "here")
+    assert image and ImageRecord.FromString(image) == ImageRecord(directory_id="here", file="f")
+    assert adjusted(GARBAGE.key("f"), Garbage(id="f", directory_id="there").SerializeToString(), NOW, "here") is None
+
+
 def test_keys_of_tokens_are_left_out_and_those_of_stored_secrets_are_not() -> None:
-    assert adjusted(TOKEN_KEY.key("k"), TokenKey(id="k", key=b"k").SerializeToString(), NOW) is None
+    assert adjusted(TOKEN_KEY.key("k"), TokenKey(id="k", key=b"k").SerializeToString(), NOW, "here") is None
     vault = VaultKey(id="k", key=b"k").SerializeToString()
-    assert adjusted(VAULT_KEY.key("k"), vault, NOW) == vault
+    assert adjusted(VAULT_KEY.key("k"), vault, NOW, "here") == vault
 

@@ -119,3 +119,34 @@ def test_a_cloud_in_place_is_replaced_only_when_that_is_asked_for(own_cloud: Own
     assert gone.value.status == 404
     names = [row["name"] for row in own_cloud.session("admin").request("GET", "identity", "/projects")["projects"]]
     assert "admin" in names and "made-later" not in names
+
+
+def test_a_cloud_of_one_replica_becomes_one_of_three(own_cloud: OwnCloud, tmp_path: Path) -> None:
+    if not shutil.which("haproxy"):
+        pytest.skip("several replicas need haproxy")
+    file = tmp_path / "cloud.backup"
+    own_cloud.brume("backup", str(file))
+    image = own_cloud.session("admin").request("GET", "image", "/v2/images?name=tiny")["images"][0]
+    own_cloud.brume("restore", str(file), "--replace", "--replicas", "3")
+    own_cloud.up()
+    names = [row["name"] for row in processes.status(own_cloud.config) if row["pid"]]
+    assert {"etcd-1", "etcd-2", "etcd-3", "control-3", "journal-2"} <= set(names)
+    admin = own_cloud.session("admin")
+    assert admin.request("GET", "image", f"/v2/images/{image['id']}")["status"] == "active"
+    admin.request("POST", "identity", "/projects", {"project": {"name": "of-three"}})
+    one, other = (own_cloud.state_dir / f"replica-{number}" / "audit" for number in (1, 3))
+    until(lambda: "of-three" in own_cloud.brume("audit", "show", "--json", "--journal", str(other)).stdout, "it is written", 30)
+    said = json.loads(own_cloud.brume("audit", "verify", "--journal", str(one), "--against", str(other), "--json").stdout)
+    assert said["holds"] and said["compared"] > 50
+    # And a backup of the three is one of one again.
+    again = tmp_path / "three.backup"
+    made = json.loads(own_cloud.brume("backup", str(again), "--json").stdout)
+    assert made["images"] == 1
+    own_cloud.brume("restore", str(again), "--replace", "--replicas", "1")
+    own_cloud.up()
+    names = [row["name"] for row in own_cloud.session("admin").request("GET", "identity", "/projects")["projects"]]
+    assert "of-three" in names
+    # The first replica's journal went on through both.
+    assert own_cloud.brume("audit", "verify").returncode == 0
+    eras = {json.loads(line)["era"] for line in own_cloud.brume("audit", "show", "--json").stdout.splitlines()}
+    assert len(eras) >= 3

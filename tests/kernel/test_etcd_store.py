@@ -1,14 +1,17 @@
 """The store over etcd when etcd crashes, when replies are lost, and what travels in one transaction."""
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from control.kernel.errors import Stale, Unavailable
 from control.kernel.etcd_client import Client, range_end, rpc_pb2
 from control.kernel.etcd_commit import MARKS, _Commit
-from control.kernel.etcd_maintenance import Maintenance
+from control.kernel.etcd_maintenance import Maintenance, rooms
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.store import MAX_OPERATIONS, Guard, Record
 from tests.conformance.check_store import take
@@ -372,16 +375,119 @@ async def test_maintenance_sweeps_marks_of_clients_that_are_gone(etcd, etcd_stor
     await etcd_store.commit(Record("/a/swept", b""))
 
 
-async def test_maintenance_frees_an_etcd_that_ran_out_of_space(own_etcd: Etcd):
+@pytest.fixture
+async def small_etcd(own_etcd: Etcd) -> AsyncIterator[EtcdStore]:
+    """An etcd of 16 MiB."""
     own_etcd.kill()
     object.__setattr__(own_etcd.config, "quota_bytes", 16 << 20)
     own_etcd.start()
     await own_etcd.ready()
     store = own_etcd.store(patience=2)
-    revision = 0
-    with pytest.raises(Unavailable, match="space"):
-        for _ in range(40):
-            revision = await store.commit(Record("/a/x", b"x" * 1_000_000, revision))
-    await Maintenance(store).step()
-    await store.commit(Record("/a/y", b"1"))
+    yield store
     await store.close()
+
+
+async def fill(store: EtcdStore, key: str = "/a/x") -> int:
+    """Write one key until etcd is full; its last revision."""
+    revision = (await store.get(key)).revision
+    with pytest.raises(Unavailable, match="no space for changes") as full:
+        for _ in range(40):
+            revision = await store.commit(Record(key, b"x" * 1_000_000, revision))
+    assert full.value.reason == "store.full" and full.value.http == 503
+    return revision
+
+
+async def test_a_full_etcd_is_read_and_watched_and_takes_no_lease(small_etcd: EtcdStore):
+    before = await small_etcd.commit(Record("/a/before", b"1"))
+    lease = await small_etcd.grant(30)
+    revision = await fill(small_etcd)
+    assert (await small_etcd.get("/a/before")).revision == before
+    assert len((await small_etcd.scan("/a/"))[0]) == 2
+    assert (await take(small_etcd, "/a/", before, 1))[0].records[-1].key == "/a/x"
+    assert await small_etcd.keep_alive(lease), "who leads goes on to lead"
+    with pytest.raises(Unavailable, match="no space"):
+        await small_etcd.grant(30)
+    with pytest.raises(Unavailable, match="no space"):
+        await small_etcd.commit(Record("/a/x", None, revision))
+    [room] = await rooms(small_etcd.client, 16 << 20)
+    assert room.full and room.share > 0.9
+
+
+async def test_maintenance_frees_an_etcd_that_ran_out_of_space(small_etcd: EtcdStore):
+    await fill(small_etcd)
+    await Maintenance(small_etcd).step()
+    await small_etcd.commit(Record("/a/y", b"1"))
+    [room] = await rooms(small_etcd.client, 16 << 20)
+    assert not room.full and room.share < 0.3
+
+
+async def test_a_replica_that_leads_nothing_frees_a_full_etcd_too(small_etcd: EtcdStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("control.kernel.etcd_maintenance.GUARD_EVERY", 0.2)
+    guard = asyncio.create_task(Maintenance(small_etcd).guard())
+    await fill(small_etcd)
+    async with asyncio.timeout(15):
+        while True:
+            with contextlib.suppress(Unavailable):
+                await small_etcd.commit(Record("/a/y", b"1"))
+                break
+    assert await small_etcd.grant(30)
+    guard.cancel()
+
+
+async def test_history_is_given_up_before_writes_are_and_operators_are_told(small_etcd: EtcdStore,
+                                                                            caplog: pytest.LogCaptureFixture):
+    maintenance = Maintenance(small_etcd, quota=10 << 20)      # so small a database grows in leaps: some are left to it
+    revision = 0
+    for _ in range(100):                # several times what it may hold
+        revision = await small_etcd.commit(Record("/a/x", b"x" * 400_000, revision))
+        await asyncio.sleep(0.15)       # etcd counts in batches
+        await maintenance.step()
+    told = [record.getMessage() for record in caplog.records if "of its quota" in record.getMessage()]
+    assert told == [], "history makes room by itself"
+    number = 0
+    while not told and number < 90:     # the state itself, now
+        number += 1
+        await small_etcd.commit(Record(f"/b/{number}", b"x" * 200_000))
+        await asyncio.sleep(0.15)
+        await maintenance.step()
+        told = [record.getMessage() for record in caplog.records if "of its quota" in record.getMessage()]
+    assert len(told) == 1 and "raise etcd_quota_mib" in told[0]
+
+
+async def test_a_full_disk_stops_etcd_and_it_goes_on_when_there_is_room(tmp_path: Path):
+    if os.geteuid():
+        pytest.skip("mounting a small file system needs root")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(place)], check=True)
+    etcd = Etcd(place)
+    try:
+        etcd.start()
+        await etcd.ready()
+        store = etcd.store(patience=1)
+        kept: dict[str, int] = {"/a/first": await store.commit(Record("/a/first", b"1"))}
+        filler = place / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"\0" * 65536)
+        unknown = ""
+        for number in range(200):
+            try:
+                kept[f"/a/{number}"] = await store.commit(Record(f"/a/{number}", b"x" * 1_000_000))
+            except Unavailable as error:
+                assert error.http == 503
+                unknown = f"/a/{number}"
+                break
+        assert unknown, "the disk is full and etcd takes writes for ever"
+        filler.unlink()
+        etcd.kill()             # as the supervisor does with what has ended or hangs
+        etcd.start()
+        await etcd.ready()
+        records = {record.key: record.revision for record in (await store.scan("/a/"))[0]}
+        records.pop(unknown, None)
+        assert records == kept, "what was acknowledged is there, and nothing else"
+        await store.commit(Record("/a/after", b"1"))
+        await store.close()
+    finally:
+        etcd.kill()
+        subprocess.run(["umount", "-l", str(place)], check=True)

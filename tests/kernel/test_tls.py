@@ -73,6 +73,18 @@ async def test_a_grpc_listener_shows_the_renewed_certificate_and_streams_go_on(t
         await server.stop(None)
 
 
+async def test_a_grpc_listener_for_clients_asks_for_no_certificate(tmp_path: Path) -> None:
+    leaf = pki.ensure_leaf(tmp_path, "listener", ["127.0.0.1"], server=True)
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", tls.grpc_server_credentials(leaf.certificate, leaf.key))
+    await server.start()
+    try:
+        remake(tmp_path, "listener")
+        assert await shown(port, leaf.ca) == serial(leaf)
+    finally:
+        await server.stop(None)
+
+
 async def test_half_of_a_new_pair_is_not_shown(tmp_path: Path) -> None:
     leaf = pki.ensure_leaf(tmp_path, "listener", server=True)
     pair = tls.Pair(leaf.certificate, leaf.key)
