@@ -110,7 +110,8 @@ class Agent:
                 self._forget(key)
         if desired.snapshot:
             for port_id in self._wiring.wired:
-                self._report_port(port_id, True)
+                if f"port/{port_id}" in self._objects:
+                    self._report_port(port_id, True)
             if self._wiping is not None:
                 self._wiping.cancel()
             if self._lease.granted_epoch > self._lease.epoch:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,11 @@ class Outbox:
     def __bool__(self) -> bool:
         """Whether there is anything to say."""
         return bool(self._waiting)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """These are no more: what comes back under such a key is another one, of which nothing was said."""
+        for key in keys:
+            self._said.pop(key, None)
 
     def forget_said(self) -> None:
         """A new stream knows nothing, and asked nothing."""
@@ -327,6 +332,7 @@ class Link:
                             log.info("attached to the control plane at %s", endpoint)
                             self._attached, self._stub = True, stub
                             writer = asyncio.create_task(self._write(stream, message, at_once=lease.bound != hello.leased))
+                        self._outbox.forget(message.desired.removed)
                         self._on_desired(message.desired)
                     case "query":
                         self._answer(message.query)

@@ -58,6 +58,17 @@ def closed(transaction: Transaction, server: ServerRecord, now: Timestamp) -> No
             transaction.put(ACTION, copy)
 
 
+def failed(transaction: Transaction, server: ServerRecord, message: str, now: Timestamp) -> None:
+    """Close what is open where it was given up, and the server is as it was."""
+    for row in transaction.rows(ACTION, "server", server.id):
+        if not row.result:
+            copy = ActionRecord()
+            copy.CopyFrom(row)
+            copy.finished_at.CopyFrom(now)
+            copy.result, copy.message = "Error", message[:255]
+            transaction.put(ACTION, copy)
+
+
 def _started(row: ActionRecord) -> tuple[int, int]:
     return row.started_at.seconds, row.started_at.nanos
 

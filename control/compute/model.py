@@ -122,7 +122,7 @@ def _relocation_task(server: ServerRecord) -> str:
     there = server.host != server.relocation.source
     if server.relocation.verb == Relocation.EVACUATE:
         return "rebuild_spawning" if there else "rebuilding"
-    return "resize_finish" if there else "resize_migrating"
+    return "resize_finish" if there else "resize_migrating" if server.relocation.target else "resize_prep"
 
 
 def _build_task(server: ServerRecord) -> str:
@@ -143,9 +143,9 @@ _RELOCATING = {EVACUATE: "REBUILD", MIGRATE: "RESIZE"}
 
 
 def relocates(server: ServerRecord) -> bool:
-    """Whether a server is on its way to another host. One that shall leave and has no target yet goes on as it is."""
+    """Whether a server is on its way to another host. One whose host is drained goes on as it is while it has no target."""
     move = server.relocation
-    return move.verb == EVACUATE or (move.verb == MIGRATE and bool(move.target))
+    return move.verb == EVACUATE or (move.verb == MIGRATE and (bool(move.target) or not move.drained))
 
 
 def leaving(server: ServerRecord) -> bool:
@@ -194,6 +194,7 @@ _OFF = (ObservedServer.SHUTOFF, ObservedServer.CRASHED, ObservedServer.MISSING)
 ALLOWED: Mapping[str, frozenset[str]] = {
     "start": frozenset({"stopped"}),
     "stop": frozenset({"active", "error"}),
+    "migrate": frozenset({"active", "stopped"}),
     "reboot_soft": frozenset({"active"}),
     "reboot_hard": frozenset({"active", "stopped", "error"}),
 }

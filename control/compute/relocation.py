@@ -97,6 +97,8 @@ class Relocating:
             await self._change(server_id, self._stay)
         elif move.verb == MIGRATE and not move.target and not move.failed:
             return await self._begin(server_id)
+        elif move.failed and not move.drained:
+            await self._change(server_id, self._give_up)
         elif model.leaving(server):
             target = self._database.get(fleet.HOST, move.target)
             if target is None or not target.up:
@@ -257,11 +259,26 @@ class Relocating:
         return decision
 
     def _refuse(self, tx: Transaction, server: ServerRecord, why: str) -> float:
-        if server.relocation.refused != why:
+        """A drained host's servers wait for room; what somebody asked for once is given up."""
+        if not server.relocation.drained:
+            server.ClearField("relocation")
+            history.failed(tx, server, f"No valid host was found. {why}", self._now())
+            tx.put(SERVER, server)
+        elif server.relocation.refused != why:
             server.relocation.refused = why
             tx.put(SERVER, server)
-            log.warning("server %s: does not leave %s: %s", server.id, server.host, why)
+        else:
+            return RETRY
+        log.warning("server %s: does not leave %s: %s", server.id, server.host, why)
         return RETRY
+
+    def _give_up(self, tx: Transaction, server: ServerRecord) -> bool:
+        """The disk cannot go where it was to go, and nobody drains the host."""
+        if not server.relocation.failed or server.relocation.drained:
+            return False
+        history.failed(tx, server, server.relocation.refused, self._now())
+        server.ClearField("relocation")
+        return True
 
     def _turn_back(self, tx: Transaction, server: ServerRecord) -> bool:
         """The target is down before it has the disk: back to where it is, and another one is looked for."""

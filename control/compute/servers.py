@@ -235,6 +235,19 @@ class Servers:
         await self._database.transact(decide)
         return Empty()
 
+    async def MigrateServer(self, request: pb.MigrateServerRequest, call: Call) -> Empty:
+        def decide(tx: Transaction) -> None:
+            server = find_server(tx, call.caller, request.server_id)
+            model.check_unlocked(server, call.caller.is_admin)
+            model.check_action(server, "migrate")
+            self._check_target(tx, server, request.migrate.host)
+            server.relocation.CopyFrom(Relocation(id=str(uuid.uuid4()), verb=model.MIGRATE, source=server.host,
+                                                  requested_host=request.migrate.host, started_at=clock.now()))
+            self._put(tx, server, "migrate", call)
+
+        await self._database.transact(decide)
+        return Empty()
+
     async def EvacuateServer(self, request: pb.EvacuateServerRequest, call: Call) -> pb.EvacuateServerResponse:
         asked = request.evacuate
         if asked.on_shared_storage:
@@ -267,8 +280,12 @@ class Servers:
             raise Invalid("compute.evacuate.host_in_use",
                           f"Compute service of {server.host} is still in use: unless it is fenced, its guests may run. Force it "
                           "down once it is off for certain.")
+        Servers._check_target(tx, server, target)
+
+    @staticmethod
+    def _check_target(tx: Transaction, server: ServerRecord, target: str) -> None:
         if target == server.host:
-            raise Invalid("compute.evacuate.host", "The target host can't be the same one.")
+            raise Invalid("compute.server.target", "The target host can't be the same one.")
         if target and tx.get(fleet.HOST, target) is None:
             raise NotFound("compute.host", f"Compute host {target[:255]} could not be found.")
 

@@ -106,6 +106,8 @@ class LiveFleet:
         if not self._fresh:
             return                                    # all is read when the fleet is asked for
         each = [one for one in (change.before, change.after) if one is not None]
+        if change.kind is HOST and len(each) == 2 and _alike(*each):
+            return                                    # only who has its stream, or such
         if change.kind in _READ:
             self._moved = max(self._moved, change.revision)
         if change.kind is HOST:
@@ -254,6 +256,11 @@ def _inventory(given: bytes) -> Inventory:
 def _amounts(given: bytes) -> Amounts:
     """What is held of one provider, of a record's Amounts: of a flavor always the same."""
     return amounts(dict(fleet_pb2.Amounts.FromString(given).resources))
+
+
+def _alike(before: HostRecord, after: HostRecord) -> bool:
+    """Whether two records of a host say the same to the scheduler."""
+    return all(getattr(before, name) == getattr(after, name) for name in ("id", "up", "disabled", "inventory"))
 
 
 def _in_order(root: str, providers: Iterable[Provider]) -> list[Provider]:

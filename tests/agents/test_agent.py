@@ -438,3 +438,30 @@ async def test_only_the_last_word_about_a_thing_is_kept_and_none_is_said_twice()
     outbox.forget_said()
     outbox.put("s", off)
     assert await outbox.take() == [off]
+
+
+async def test_a_port_that_goes_and_comes_back_on_one_stream_is_reported_again(monkeypatch):
+    monkeypatch.setattr("agents.work.FIRST_BACKOFF", 0.005)
+    control = Control(NETWORK, port())
+    await control.start()
+    hypervisor, networking = SimulatedHypervisor(), SimulatedNetworking()
+    agent = Agent(hypervisor, networking, lambda key, message: link.report(key, message))
+
+    async def hello():
+        return pb.Hello(host="h")
+
+    link = Link([f"127.0.0.1:{control.port}"], None, hello=hello, on_desired=agent.desired, on_query=agent.answer)
+    tasks = [asyncio.create_task(agent.run()), asyncio.create_task(link.run())]
+    try:
+        await control.until(lambda said: said.port.id == "p" and said.port.up)
+        control.change(removed=["port/p"])
+        async with asyncio.timeout(5):
+            while networking.wired:
+                await asyncio.sleep(0.01)
+        control.change(port())
+        await control.until(lambda said: said.port.id == "p" and said.port.up)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await control.server.stop(None)

@@ -361,6 +361,50 @@ async def test_a_source_that_is_lost_on_the_way_is_evacuated():
         assert await settled(cloud, server_id) != [source]
 
 
+# Single moves
+
+async def test_a_server_is_migrated_with_its_disk_where_the_scheduler_or_an_admin_says():
+    async with world(hosts=3) as cloud:
+        admin, demo = cloud.client("admin"), cloud.client()
+        server_id = await make(demo)
+        (source,) = await settled(cloud, server_id)
+        assert await act(demo, server_id, migrate=None) == 403
+        assert await act(admin, server_id, migrate={"host": source}) == 400
+        assert await act(admin, server_id, migrate={"host": "nowhere"}) == 404
+        assert await act(admin, server_id, migrate=None) == 202
+        shown = await show(demo, server_id)
+        assert (shown["status"], shown["OS-EXT-STS:task_state"]) == ("RESIZE", "resize_prep")
+        assert await act(admin, server_id, migrate=None) == 409
+        (there,) = await settled(cloud, server_id)
+        assert there != source and server_id not in cloud.agents[source].disks
+        assert (await actions(cloud, server_id))[0] == ("migrate", None)
+        assert await act(admin, server_id, migrate={"host": source}) == 202
+        assert await settled(cloud, server_id) == [source]
+
+
+async def test_a_migration_without_room_is_given_up_and_says_so():
+    async with world() as cloud:
+        server_id = await make(cloud.client())
+        await settled(cloud, server_id)
+        assert await act(cloud.client("admin"), server_id, migrate=None) == 202
+        assert await settled(cloud, server_id) == ["node-1"]
+        assert (await actions(cloud, server_id))[0] == ("migrate", "Error")
+
+
+async def test_a_migration_whose_disk_cannot_come_is_given_up_and_says_so():
+    async with world(hosts=2) as cloud:
+        server_id = await make(cloud.client())
+        (source,) = await settled(cloud, server_id)
+        cloud.copying = False
+        assert await act(cloud.client("admin"), server_id, migrate=None) == 202
+        await cloud.settle()
+        target = cloud.database.get(SERVER, server_id).relocation.target
+        gone = ObservedServer(id=server_id, fault="The image is gone.", fault_final=True)
+        await cloud.database.transact(lambda tx: cloud.observer.observed_server(tx, target, gone))
+        assert await settled(cloud, server_id) == [source]
+        assert (await actions(cloud, server_id))[0] == ("migrate", "Error")
+
+
 async def test_who_may_drain_and_what():
     async with world() as cloud:
         assert (await cloud.client()("POST", "/os-hosts/node-1/drain", json_body={"drain": {}})).status == 403

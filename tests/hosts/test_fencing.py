@@ -25,12 +25,24 @@ from control.hosts import leases
 from control.kernel import config as settings
 from control.kernel import pki
 from control.kernel.config import Config, load
-from tests.conftest import Etcd
+from tests.conftest import Etcd, free_port
 from tests.e2e.cloud import until
 
 pytestmark = pytest.mark.etcd
 
-PORTS = (5210, 5220)
+
+def free_ports(count: int) -> int:
+    """The first of so many loopback ports in a row that nothing listens on now."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
+#: Of the two replicas; each takes the three from there on.
+PORTS = (free_ports(3), free_ports(3))
 
 
 class Cable:
