@@ -67,6 +67,7 @@ class Client:
         self.active: list[tuple[float, float]] = []      # (when, seconds from the request to ACTIVE as the client saw it)
         self.gone: list[float] = []                      # when servers that were deleted had gone
         self.errors: list[str] = []
+        self.lists = 0
 
     async def run(self, until: float) -> None:
         loops = [asyncio.create_task(self._loop(until)) for _ in range(self._window)]
@@ -107,6 +108,7 @@ class Client:
             asked = set(self._waiting)
             if not asked:
                 continue
+            self.lists += 1
             status, data = await self._connection.request("GET", "/compute/v2.1/servers/detail?limit=1000")
             if status != 200:
                 self.errors.append(f"GET: {status} {data[:200]!r}")
@@ -129,7 +131,8 @@ def _clients(port: int, tenants: list[Tenant], cloud: dict[str, str], window: in
 
     clients = uvloop.run(run())
     results.put((load.cpu_seconds(os.getpid()), [time for client in clients for time in client.active],
-                 [when for client in clients for when in client.gone], [error for client in clients for error in client.errors]))
+                 [when for client in clients for when in client.gone], [error for client in clients for error in client.errors],
+                 sum(client.lists for client in clients)))
 
 
 def storm(cloud: Cloud, fleet: Any, tenants: list[Tenant], *, window: int, seconds: float, warm_up: float) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def storm(cloud: Cloud, fleet: Any, tenants: list[Tenant], *, window: int, secon
     worker = multiprocessing.get_context("fork").Process(target=_clients, args=(
         cloud.config.port, tenants, {"image": cloud.image, "flavor": cloud.flavor}, window, warm_up + seconds, results))
     worker.start()
-    clients_cpu, active, gone, errors = results.get()
+    clients_cpu, active, gone, errors, lists = results.get()
     worker.join()
     cpu = meter.seconds() | {"clients": clients_cpu}
     low, high = began + warm_up, began + warm_up + seconds
@@ -152,7 +155,7 @@ def storm(cloud: Cloud, fleet: Any, tenants: list[Tenant], *, window: int, secon
         "boots_per_second": round(counted / seconds, 1), "active_p50_ms": round(statistics.median(times) * 1000),
         "active_p95_ms": round(times[int(len(times) * 0.95)] * 1000),
         "active_p99_ms": round(times[int(len(times) * 0.99)] * 1000),
-        "boots": len(gone), "errors": len(errors), "first_errors": errors[:3],
+        "boots": len(gone), "lists_per_boot": round(lists / max(len(gone), 1), 1), "errors": len(errors), "first_errors": errors[:3],
         "cpu_ms_per_boot": {name: round(used / max(len(gone), 1) * 1000, 2) for name, used in cpu.items()
                             if name not in ("supervisor", "agent")},
         "cpu_ms_per_boot_in_all": round(sum(cpu.values()) / max(len(gone), 1) * 1000, 2),

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF, MAX_BACKOFF, RESYNC = 0.05, 30.0, 60.0
 
 
+#: Keys that a worker looks at before it lets others run. A full pass over 100,000 must hold nobody up.
+IN_A_ROW = 20
+
+
 class WorkQueue:
     """Keys to look at, each at most once in the queue and at most once in work."""
 
@@ -124,8 +128,12 @@ class Controller:
                 queue.close()
 
     async def _work(self, queue: WorkQueue) -> None:
+        taken = 0
         while True:
             key = await queue.take()
+            taken += 1
+            if taken % IN_A_ROW == 0:
+                await asyncio.sleep(0)         # most keys are at rest, and none of the awaits here waits
             try:
                 again = await self._reconcile(key)
             except Error as error:

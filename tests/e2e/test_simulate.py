@@ -45,12 +45,13 @@ def test_simulated_hosts_attach_with_the_familys_certificate_and_a_ctrl_c_ends_t
         assert {row["zone"] for row in services(cloud).values()} == {"a", "b"}
         hypervisors = cloud.session("admin").request("GET", "compute", "/os-hypervisors/detail")["hypervisors"]
         assert {row["vcpus"] for row in hypervisors if row["hypervisor_hostname"].endswith(".sim")} == {64}
+        assert command.stdout
+        said = next(line for line in map(json.loads, command.stdout) if line["attached"] == 20)
+        assert (said["hosts"], said["running"], said["reconnects"]) == (20, 0, 0)
     finally:
         command.send_signal(signal.SIGINT)
-        out, _ = command.communicate(timeout=30)
+        command.communicate(timeout=30)
     assert command.returncode == 0
-    last = json.loads(out.splitlines()[-1])
-    assert (last["hosts"], last["attached"]) == (20, 20)
     assert not Path(f"/proc/{command.pid}/task").exists()
     until(lambda: all(row["state"] == "down" for row in services(cloud).values()), "silent hosts are written down")
 
