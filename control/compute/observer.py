@@ -10,6 +10,7 @@ from control.compute.neighbours import Placer, Ports
 from control.compute.removal import remove
 from control.kernel import clock, quota
 from control.kernel.database import Database, Transaction
+from protos.compute.v1.records_pb2 import SeenServer, ServerRecord
 from protos.internal.v1.hosts_pb2 import Gone, ObservedPort, ObservedServer
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ class Observer:
         self._now = now
 
     def observed_server(self, tx: Transaction, host: str, server: ObservedServer) -> str:
-        record = tx.get(SERVER, server.id)
-        if record is None or record.host != host:
+        known = self._database.get(SERVER, server.id)
+        if known is None or known.host != host or _is_known(known, server):
             return ""
+        record = tx.require(SERVER, server.id)
         before, now = model.derive(record), self._now()
         if not model.observe(record, server, self._ports.wired(server.id, tx), now):
             return ""
@@ -59,3 +61,11 @@ class Observer:
 
         if await self._database.transact(decide, serial=quota.serial(model.QUOTA, record.project_id)):
             log.info("server %s: gone from %s and removed", server_id, host)
+
+
+def _is_known(record: ServerRecord, seen: ObservedServer) -> bool:
+    """Whether a report says once more that a server runs as it did: most of what agents say when they come back."""
+    before = record.seen
+    return (before.settled == SeenServer.ACTIVE and seen.domain == before.domain == ObservedServer.RUNNING
+            and (seen.generation, seen.reboots) == (before.generation, before.reboots)
+            and not (seen.fault or before.fault or record.HasField("fault")) and record.HasField("launched_at"))

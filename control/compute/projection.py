@@ -41,35 +41,30 @@ class Projection:
 
     def parts_for(self, host: str) -> Sequence[tuple[str, int, Callable[[], HostObject]]]:
         cache = self._database.cache
-        place = (cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0])
+        record = cache.get(fleet.HOST, host)
+        place = cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0]
+        zone = fleet.zone_of(self._database, record) if record is not None else ""
         parts = []
         for server in cache.by(SERVER, "host", host):
-            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *self._ports.ids(server.id),
-                            *self._ports.security_groups(server.id)))
-            parts.append((f"server/{server.id}", version, functools.partial(self._object, server)))
+            ports, groups = self._ports.ids(server.id), self._ports.security_groups(server.id)
+            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *ports, *groups))
+            parts.append((f"server/{server.id}", version, functools.partial(_object, server, ports, groups, zone)))
         return parts
 
     def objects_for(self, host: str) -> list[HostObject]:
         """Every object that the host shall have now."""
         return [make() for _, _, make in self.parts_for(host)]
 
-    def _object(self, server: ServerRecord) -> HostObject:
-        return HostObject(key=f"server/{server.id}", server=self._host_server(server))
 
-    def _host_server(self, server: ServerRecord) -> HostServer:
-        wanted = server.desired
-        return HostServer(
-            id=server.id, generation=wanted.generation, power=ABSENT if wanted.deleted else wanted.power, reboots=wanted.reboots,
-            reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
-            disk_gib=server.flavor.disk_gib, image=server.image, port_ids=self._ports.ids(server.id),
-            config_drive=server.config_drive, guest=self._guest(server), name=server.name)
-
-    def _guest(self, server: ServerRecord) -> GuestData:
-        host = self._database.get(fleet.HOST, server.host)
-        return GuestData(
+def _object(server: ServerRecord, ports: Sequence[str], groups: Sequence[str], zone: str) -> HostObject:
+    wanted = server.desired
+    return HostObject(key=f"server/{server.id}", server=HostServer(
+        id=server.id, generation=wanted.generation, power=ABSENT if wanted.deleted else wanted.power, reboots=wanted.reboots,
+        reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
+        disk_gib=server.flavor.disk_gib, image=server.image, port_ids=ports, config_drive=server.config_drive, name=server.name,
+        guest=GuestData(
             uuid=server.id, name=server.name, hostname=server.hostname, project_id=server.project_id,
-            availability_zone=fleet.zone_of(self._database, host) if host is not None else server.availability_zone,
-            launch_index=server.launch_index, metadata=server.metadata, user_data=server.user_data,
-            keys=[server.key] if server.HasField("key") else [], instance_type=server.flavor.name,
-            reservation_id=server.reservation_id, security_groups="\n".join(self._ports.security_groups(server.id)),
-            created=server.created_at.ToJsonString())
+            availability_zone=zone or server.availability_zone, launch_index=server.launch_index, metadata=server.metadata,
+            user_data=server.user_data, keys=[server.key] if server.HasField("key") else [],
+            instance_type=server.flavor.name, reservation_id=server.reservation_id, security_groups="\n".join(groups),
+            created=server.created_at.ToJsonString())))
