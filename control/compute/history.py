@@ -30,9 +30,10 @@ def opened(transaction: Transaction, server: ServerRecord, action: str, call: Ca
     if done:
         row.finished_at.CopyFrom(now)
         row.result = "Success"
-    kept = sorted(transaction.rows(ACTION, "server", server.id), key=_started)
-    for old in kept[:max(0, len(kept) + 1 - model.MAX_ACTIONS)]:
-        transaction.delete(ACTION, server.id, old.request_id)
+    kept = transaction.rows(ACTION, "server", server.id)
+    if len(kept) >= model.MAX_ACTIONS:
+        for old in sorted(kept, key=_started)[:len(kept) + 1 - model.MAX_ACTIONS]:
+            transaction.delete(ACTION, server.id, old.request_id)
     transaction.put(ACTION, row)
 
 

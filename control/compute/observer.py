@@ -11,7 +11,7 @@ from control.compute.neighbours import Placer, Ports
 from control.compute.removal import abandon, remove
 from control.kernel import clock, quota
 from control.kernel.database import Database, Transaction
-from protos.compute.v1.records_pb2 import ServerRecord
+from protos.compute.v1.records_pb2 import SeenServer, ServerRecord
 from protos.internal.v1.hosts_pb2 import Gone, ObservedPort, ObservedServer
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ class Observer:
         self._now = now
 
     def observed_server(self, tx: Transaction, host: str, server: ObservedServer) -> str:
-        record = tx.get(SERVER, server.id)
-        if record is None:
+        known = self._database.get(SERVER, server.id)
+        if known is None or (known.host == host and _is_known(known, server)):
             return ""
+        record = tx.require(SERVER, server.id)
         if record.host != host:
             return self._observe_arrival(tx, record, host, server)
         before, now = model.derive(record), self._now()
@@ -99,3 +100,11 @@ class Observer:
 
         if await self._database.transact(decide, serial=quota.serial(model.QUOTA, record.project_id)):
             log.info("server %s: gone from %s and removed", server_id, host)
+
+
+def _is_known(record: ServerRecord, seen: ObservedServer) -> bool:
+    """Whether a report says once more that a server runs as it did: most of what agents say when they come back."""
+    before = record.seen
+    return (before.settled == SeenServer.ACTIVE and seen.domain == before.domain == ObservedServer.RUNNING
+            and (seen.generation, seen.reboots) == (before.generation, before.reboots)
+            and not (seen.fault or before.fault or record.HasField("fault")) and record.HasField("launched_at"))

@@ -46,33 +46,28 @@ class Projection:
 
     def parts_for(self, host: str) -> Sequence[tuple[str, int | None, Callable[[], HostObject]]]:
         cache = self._database.cache
-        place = (cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0])
+        record = cache.get(fleet.HOST, host)
+        place = cache.at(fleet.HOST, fleet.HOST.key(host))[0], cache.at(fleet.AGGREGATE_SEQUENCE, _SEQUENCE)[0]
+        zone = fleet.zone_of(self._database, record) if record is not None else ""
         parts: list[tuple[str, int | None, Callable[[], HostObject]]] = []
-        for server in cache.by(SERVER, "host", host):
-            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *self._ports.ids(server.id),
-                            *self._ports.security_groups(server.id)))
-            parts.append((f"server/{server.id}", version, functools.partial(self._object, server)))
-        for server in cache.by(SERVER, "visited", host):
-            if server.host != host and (wish := self._visit(server, host)) is not None:
-                parts.append((f"server/{server.id}", None, functools.partial(HostObject, key=f"server/{server.id}", server=wish)))
+        for server in (*cache.by(SERVER, "host", host), *cache.by(SERVER, "visited", host)):
+            ports, groups = self._ports.ids(server.id), self._ports.security_groups(server.id)
+            version = hash((cache.at(SERVER, SERVER.key(server.id))[0], place, *ports, *groups))
+            if server.host == host:
+                make = functools.partial(_object, server, ports, groups, zone)
+            elif host in server.leftovers:
+                make = functools.partial(_leftover, server)
+            elif model.disk_waits(server):
+                make = functools.partial(_arrival, server, ports, groups, zone)
+            else:
+                continue
+            parts.append((f"server/{server.id}", version, make))
         return parts
 
     def objects_for(self, host: str) -> list[HostObject]:
         """Every object that the host shall have now."""
         return [make() for _, _, make in self.parts_for(host)]
 
-    def _object(self, server: ServerRecord) -> HostObject:
-        return HostObject(key=f"server/{server.id}", server=self._host_server(server))
-
-    def _visit(self, server: ServerRecord, host: str) -> HostServer | None:
-        """What a host shall have of a server that is another one's."""
-        if host in server.leftovers:
-            return HostServer(id=server.id, generation=server.desired.generation, power=ABSENT)
-        if not model.disk_waits(server):
-            return None
-        wish = self._host_server(server)
-        wish.arriving.id = server.relocation.id
-        return wish
 
     def disk_move(self, server_id: str) -> DiskMove | None:
         """control.hosts.neighbours.DiskMoves, by shape."""
@@ -81,28 +76,38 @@ class Projection:
             return None
         return DiskMove(server.relocation.id, server.host, server.relocation.target)
 
-    def _power(self, server: ServerRecord) -> HostServer.Power:
-        if server.desired.deleted:
-            return ABSENT
-        return STOPPED if model.leaving(server) else server.desired.power
 
-    def _host_server(self, server: ServerRecord) -> HostServer:
-        wanted = server.desired
-        return HostServer(
-            id=server.id, generation=wanted.generation, power=self._power(server), reboots=wanted.reboots,
-            reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
-            disk_gib=server.flavor.disk_gib, image=server.image, port_ids=self._ports.ids(server.id),
-            config_drive=server.config_drive, guest=self._guest(server), name=server.name)
+def _leftover(server: ServerRecord) -> HostObject:
+    """What a host shall have of a server that left it: nothing."""
+    return HostObject(key=f"server/{server.id}", server=HostServer(
+        id=server.id, generation=server.desired.generation, power=ABSENT))
 
-    def _guest(self, server: ServerRecord) -> GuestData:
-        host = self._database.get(fleet.HOST, server.host)
-        return GuestData(
+
+def _arrival(server: ServerRecord, ports: Sequence[str], groups: Sequence[str], zone: str) -> HostObject:
+    """What the host shall have that a server moves to: its disk."""
+    wish = _object(server, ports, groups, zone)
+    wish.server.arriving.id = server.relocation.id
+    return wish
+
+
+def _object(server: ServerRecord, ports: Sequence[str], groups: Sequence[str], zone: str) -> HostObject:
+    wanted = server.desired
+    return HostObject(key=f"server/{server.id}", server=HostServer(
+        id=server.id, generation=wanted.generation, power=_power(server), reboots=wanted.reboots,
+        reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
+        disk_gib=server.flavor.disk_gib, image=server.image, port_ids=ports, config_drive=server.config_drive, name=server.name,
+        guest=GuestData(
             uuid=server.id, name=server.name, hostname=server.hostname, project_id=server.project_id,
-            availability_zone=fleet.zone_of(self._database, host) if host is not None else server.availability_zone,
-            launch_index=server.launch_index, metadata=server.metadata, user_data=server.user_data,
-            keys=[server.key] if server.HasField("key") else [], instance_type=server.flavor.name,
-            reservation_id=server.reservation_id, security_groups="\n".join(self._ports.security_groups(server.id)),
-            created=server.created_at.ToJsonString())
+            availability_zone=zone or server.availability_zone, launch_index=server.launch_index, metadata=server.metadata,
+            user_data=server.user_data, keys=[server.key] if server.HasField("key") else [],
+            instance_type=server.flavor.name, reservation_id=server.reservation_id, security_groups="\n".join(groups),
+            created=server.created_at.ToJsonString())))
+
+
+def _power(server: ServerRecord) -> HostServer.Power:
+    if server.desired.deleted:
+        return ABSENT
+    return STOPPED if model.leaving(server) else server.desired.power
 
 
 def _elsewhere(server: ServerRecord) -> tuple[object, ...]:

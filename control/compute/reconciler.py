@@ -47,17 +47,20 @@ class Settling:
 
     def keys_of(self, change: Change) -> Iterable[str]:
         """The servers that a change concerns: itself, or those of a host that is gone, for good or for now."""
+        if change.kind is SERVER and change.after is not None:
+            return [change.after.id] if _due(change.after) else ()  # type: ignore[attr-defined]
         if change.kind is SERVER:
-            return [(change.after or change.before).id]  # type: ignore[union-attr]
+            return [change.before.id] if self._database.cache.count(ACTION, "server", change.before.id) else ()  # type: ignore[union-attr]
         if change.kind is fleet.HOST and (change.after is None or fleet.lost_for_good(change.after)):  # type: ignore[arg-type]
             name = (change.after or change.before).name  # type: ignore[union-attr]
             return [server.id for index in ("host", "visited") for server in self._database.cache.by(SERVER, index, name)]
         return ()
 
     def all_keys(self) -> list[str]:
-        """Every server, and every one that has left history behind."""
-        ids = {server.id for server in self._database.cache.all(SERVER)}
-        return list(ids | {row.server_id for row in self._database.cache.all(ACTION)})
+        """Every server for which there may be something to do, and every one that has left history behind."""
+        cache = self._database.cache
+        left = [server_id for server_id in cache.values(ACTION, "server") if self._database.get(SERVER, server_id) is None]
+        return [server.id for server in cache.all(SERVER) if _due(server)] + left
 
     async def reconcile(self, server_id: str) -> float | None:
         """One step for one server."""
@@ -125,3 +128,9 @@ class Settling:
 
         await self._database.transact(decide, guards=self._fence)
         return 0
+
+
+def _due(server: ServerRecord) -> bool:
+    """Whether a step may be due for a server: most are at rest, and where an agent has its part to do there is none."""
+    return server.desired.deleted or (server.seen.domain == ObservedServer.RUNNING and (
+        not server.HasField("launched_at") or server.HasField("relocation")))

@@ -53,13 +53,15 @@ class Views:
 
     def server(self, server: ServerRecord, call: Call) -> pb.Server:
         """Everything that the caller may see of a server."""
-        state = self.state(server)
+        host = self._database.get(fleet.HOST, server.host) if server.host else None
+        state = model.derive(server, host is not None and host.up)
         view = pb.Server(
             id=server.id, name=server.name, status=state.status, tenant_id=server.project_id, user_id=server.user_id,
             created=server.created_at, updated=server.updated_at, metadata=server.metadata, host_hash=model.host_hash(server),
             image=pb.ServerImage(id=server.image.id), flavor=self._flavor(server),
             addresses=by_network(self._ports.addresses(server.id), extended=True), access_ip_v4=server.access_ip_v4,
-            access_ip_v6=server.access_ip_v6, disk_config=server.disk_config, availability_zone=self.zone(server),
+            access_ip_v6=server.access_ip_v6, disk_config=server.disk_config,
+            availability_zone=fleet.zone_of(self._database, host) if host is not None else server.availability_zone,
             config_drive="True" if server.config_drive else "", key_name=server.key.name or None,
             launched_at=server.launched_at if server.HasField("launched_at") else None,
             security_groups=[pb.GroupName(name=name) for name in self._ports.security_groups(server.id)],

@@ -136,6 +136,10 @@ class Cache:
         keys: Iterable[str] = table.indexes[index].get(value, ())
         return [table.rows[key][1] for key in (keys if limit is None else itertools.islice(keys, limit))]
 
+    def values(self, kind: Kind, index: str) -> list[str]:
+        """The values that an index of the kind has messages under."""
+        return list(self._tables[id(kind)].indexes[index])
+
     def size(self, kind: Kind) -> int:
         """How many messages of a kind there are."""
         return len(self._tables[id(kind)].rows)

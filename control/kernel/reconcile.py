@@ -23,6 +23,10 @@ FIRST_BACKOFF, MAX_BACKOFF, RESYNC = 0.05, 30.0, 60.0
 FINISH_WITHIN = 0.3
 
 
+#: Keys that a worker looks at before it lets others run. A full pass over 100,000 must hold nobody up.
+IN_A_ROW = 20
+
+
 class WorkQueue:
     """Keys to look at, each at most once in the queue and at most once in work."""
 
@@ -143,7 +147,11 @@ class Controller:
                 await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self, queue: WorkQueue) -> None:
+        taken = 0
         while (key := await queue.take()) is not None:
+            taken += 1
+            if taken % IN_A_ROW == 0:
+                await asyncio.sleep(0)         # most keys are at rest, and none of the awaits here waits
             try:
                 again = await self._reconcile(key)
             except Error as error:

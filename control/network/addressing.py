@@ -117,7 +117,7 @@ def collapsed(texts: Iterable[str]) -> list[str]:
     return [prefix for family, found in spans.items() for low, high in _merged(found) for prefix in _prefixes(family, low, high)]
 
 
-_BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
+_BITS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 
 
 def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,5 @@
 """The ports of servers, as compute makes, binds and gives them back inside its own decisions (its Ports protocol)."""
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -112,7 +111,7 @@ class ServerPorts:
                 for leading in self._database.cache.by(FLOATING_IP, "port", port.id)
             }
             for fixed in port.fixed_ips:
-                version = ipaddress.ip_address(fixed.ip_address).version
+                version = 6 if ":" in fixed.ip_address else 4
                 found.append(
                     Address(
                         name,

@@ -13,7 +13,7 @@ from agents.agent import Agent
 from agents.hypervisor.driver import Domain, Fault
 from agents.hypervisor.model import Seen
 from agents.hypervisor.simulated import SimulatedHypervisor
-from agents.link import Link, Outbox
+from agents.link import TOGETHER, Link, Outbox, _together
 from agents.network.driver import SimulatedNetworking
 from protos.internal.v1 import hosts_pb2 as pb
 from tests.agents.control_plane import Control
@@ -465,3 +465,51 @@ async def test_a_port_that_goes_and_comes_back_on_one_stream_is_reported_again(m
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await control.server.stop(None)
+
+
+async def test_what_is_seen_together_is_taken_together_and_a_mere_step_waits_for_its_end():
+    outbox = Outbox()
+    step, running = (pb.AgentMessage(server=pb.ObservedServer(id="s", step=step)) for step in ("starting", ""))
+    port = pb.AgentMessage(port=pb.ObservedPort(id="p", up=True))
+    outbox.put("s", step)
+    taking = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0.05)
+    assert not taking.done()
+    outbox.put("p", port)
+    outbox.put("s", running)
+    assert await taking == [running, port]
+
+
+async def test_a_step_that_does_not_end_is_said_and_a_reply_does_not_wait():
+    outbox = Outbox()
+    step = pb.AgentMessage(server=pb.ObservedServer(id="s", step="starting"))
+    outbox.put("s", step)
+    async with asyncio.timeout(5):
+        assert await outbox.take() == [step]
+    reply = pb.AgentMessage(reply=pb.Reply(id=1))
+    outbox.put("s", pb.AgentMessage(server=pb.ObservedServer(id="s", step="waiting")))
+    outbox.put("reply/1", reply)
+    assert reply in await outbox.take()
+
+
+def test_many_observations_go_in_few_messages_and_all_else_as_it_is():
+    servers = [pb.AgentMessage(server=pb.ObservedServer(id=str(number))) for number in range(TOGETHER + 1)]
+    reply = pb.AgentMessage(reply=pb.Reply(id=1))
+    said = list(_together([*servers, reply, pb.AgentMessage(gone=pb.Gone(key="server/g"))]))
+    assert reply in said and len(said) == 3
+    seen = [message.observations for message in said if message.HasField("observations")]
+    assert [server.id for each in seen for server in each.servers] == [str(number) for number in range(TOGETHER + 1)]
+    assert [gone.key for each in seen for gone in each.gone] == ["server/g"]
+    assert list(_together(servers[:1])) == servers[:1]
+
+
+async def test_a_port_that_nobody_wishes_any_more_is_not_reported_down():
+    async with running(Host()) as host:
+        host.snapshot(NETWORK, port())
+        async with asyncio.timeout(5):
+            while "port/p" not in host.said:
+                await asyncio.sleep(0.01)
+        reports = len(host.history)
+        host.change(removed=["port/p"])
+        await asyncio.sleep(0.2)
+        assert not host.networking.wired and len(host.history) == reports
