@@ -1,5 +1,6 @@
 """Several `brume control` on one etcd, each a process of its own, and an agent of a simulated host for tests that need one."""
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Plane:
                                       hypervisor="simulated", public_url="")
         settings.save(self.config)
         pki.ensure_leaf(self.config.pki_dir, "agents", ["127.0.0.1", "localhost"], server=True)
+        self.process: subprocess.Popen | None = None
         self.root = f"http://127.0.0.1:{port}"
         self.url = f"{self.root}/v3"
         self.http = requests.Session()
@@ -46,7 +48,7 @@ class Plane:
 
     def wait(self) -> None:
         limit = time.monotonic() + 60
-        while time.monotonic() < limit and self.process.poll() is None:
+        while time.monotonic() < limit and self.runs:
             try:
                 if self.http.get(self.url, timeout=5).status_code == 200:
                     return
@@ -54,22 +56,34 @@ class Plane:
                 time.sleep(0.1)
         raise AssertionError(self._log.read_text()[-3000:])
 
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def kill(self) -> None:
         """As a crash does: no last words."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process.poll() is not None:
-            WATCH.read(self._log)
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
+        if self.process:
             self.process.kill()
             self.process.wait()
-        WATCH.read(self._log)
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+
+    def ended(self, seconds: float = 20) -> int | None:
+        """Its exit status; None where it has not ended in time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds) if self.process else None
+        return None
+
+    def stop(self) -> None:
+        if self.runs:
+            self.terminate()
+            if self.ended() is None:
+                self.kill()
+        if self._log.exists():
+            WATCH.read(self._log)
 
     def __call__(self, verb: str, path: str, token: str = "", body: Any = None, **headers: str) -> requests.Response:
         """An answer of identity, or of what `path` names from the root on ("//compute/v2.1/servers")."""
@@ -113,16 +127,21 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def start(directory: Path, etcd: Etcd, count: int) -> list[Plane]:
-    """So many replicas below a directory, running. They share secrets and the authority, as an operator copies them."""
+@contextlib.contextmanager
+def running(directory: Path, etcd: Etcd, count: int) -> Iterator[list[Plane]]:
+    """So many replicas below a directory. They share secrets and the authority, as an operator copies them."""
     authority = etcd.credentials.ca.parent
     planes = [Plane(directory / unique("plane"), etcd, authority) for _ in range(count)]
-    for plane in planes:
-        for login, held in credentials.ensure(planes[0].config).items():
-            settings.write_private(plane.config.path(f"{login}.password"), held.password.encode())
-        plane.start()
-        plane.wait()
-    return planes
+    try:
+        for plane in planes:
+            for login, held in credentials.ensure(planes[0].config).items():
+                settings.write_private(plane.config.path(f"{login}.password"), held.password.encode())
+            plane.start()
+            plane.wait()
+        yield planes
+    finally:
+        for plane in planes:
+            plane.stop()
 
 
 class SimulatedHost:

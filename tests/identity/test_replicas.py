@@ -59,10 +59,8 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Plane, Pl
     own.start()
     try:
         asyncio.run(own.ready())
-        made = control_planes.start(tmp_path_factory.getbasetemp(), own, 2)
-        yield made[0], made[1]
-        for plane in made:
-            plane.stop()
+        with control_planes.running(tmp_path_factory.getbasetemp(), own, 2) as made:
+            yield made[0], made[1]
     finally:
         own.kill()
 

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -42,9 +41,9 @@ JOBS = {*((role, 0) for role in ("scheduler", "keeper", "hosts", "compute.reloca
 class Cloud:
     """The replicas, and what the store says of them."""
 
-    def __init__(self, etcd: Etcd, directory: Path, count: int = 3):
+    def __init__(self, etcd: Etcd, planes: list[Plane]):
         self.etcd = etcd
-        self.planes = control_planes.start(directory, etcd, count)
+        self.planes = planes
         self.token = self.planes[0].admin_token()
         self.call(self.planes[0], "POST", "//compute/v2.1/flavors", {
             "flavor": {"id": "1", "name": "small", "vcpus": 1, "ram": 512, "disk": 1}})
@@ -73,7 +72,7 @@ class Cloud:
         """Whether every process is listed, every shard has a leader that lives, and none has more than its share of a role."""
         alive, leaders = {each.id for each in self.replicas().values()}, self.leaders()
         most = -(-SHARDS // max(len(alive), 1))
-        running = sum(plane.process.poll() is None for plane in self.planes)
+        running = sum(plane.runs for plane in self.planes)
         return len(alive) == running and leaders.keys() == JOBS and set(leaders.values()) <= alive and all(
             sum(leaders["compute.servers", shard] == each for shard in range(SHARDS)) <= most for each in alive)
 
@@ -176,11 +175,10 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     etcd.start()
     try:
         asyncio.run(etcd.ready())
-        made = Cloud(etcd, tmp_path_factory.mktemp("planes"))
-        until(made.balanced)
-        yield made
-        for plane in made.planes:
-            plane.stop()
+        with control_planes.running(tmp_path_factory.mktemp("planes"), etcd, 3) as planes:
+            made = Cloud(etcd, planes)
+            until(made.balanced)
+            yield made
     finally:
         etcd.kill()
 
@@ -304,7 +302,7 @@ def test_when_a_replica_ends_all_that_it_led_is_led_by_others_who_answer_through
         if how == "killed":
             gone.kill()
         else:
-            gone.process.send_signal(signal.SIGTERM)
+            gone.terminate()
         server_id = cloud.server(left[0], image_id)          # asked for while nobody places
         until(lambda: gone_id not in (held := cloud.leaders()).values() and held.keys() == JOBS,
               KILLED if how == "killed" else STOPPED)
@@ -312,7 +310,7 @@ def test_when_a_replica_ends_all_that_it_led_is_led_by_others_who_answer_through
         until(lambda: cloud.status(left[1], server_id) == "ACTIVE")
         if upload:
             assert upload.wait() == 204, "what was begun is finished"
-            assert gone.process.wait(20) == 0
+            assert gone.ended() == 0
     assert not one.failures and not other.failures
     assert max(one.gap, other.gap) < GAP
     gone.start()
