@@ -16,8 +16,10 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from control.compute import service as compute
+from control.doctor.service import Doctor
 from control.gateway import server as http
 from control.gateway.app import Gateway
+from control.hosts import checks as hosts
 from control.hosts.service import Hosts
 from control.identity import asking, directories, directory_settings
 from control.identity import service as identity
@@ -25,7 +27,7 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import etcd_server, fleet, idempotency, pki, quota, rpc
+from control.kernel import etcd_server, fleet, idempotency, pki, probes, quota, rpc
 from control.kernel.cache import Kind
 from control.kernel.config import Config
 from control.kernel.database import Database
@@ -74,6 +76,10 @@ class Replica:
                 reserved={fleet.VCPU: 0, fleet.MEMORY_MB: config.reserved_ram_mib, fleet.DISK_GB: 0}),
             projections=[compute.Projection(self.database, self.ports), network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)])
+        self.doctor = Doctor(
+            self.database, [*placement.checks(), *compute.Checks(self.ports, self.placer, self.settings).all(), *network.checks(),
+                            *self.images.checks().all(), *hosts.checks()],
+            [*self.images.checks().probes(), *probes.probes(store, config.pki_dir)])
         self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database))
         for servicer, service in self._servicers():
             self.dispatcher.add(servicer, service)
@@ -92,7 +98,8 @@ class Replica:
                 *self.images.servicers(),
                 *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
-                *placement.servicers(self.database, self.fleet)]
+                *placement.servicers(self.database, self.fleet),
+                *self.doctor.servicers()]
 
     async def bootstrap(self) -> None:
         """Make what a new cloud needs: its first users, its catalog, its public network."""
@@ -116,6 +123,7 @@ class Replica:
             group.create_task(identity.keep_rotating(self.database))
             group.create_task(identity.keep_sweeping(self.database))
             group.create_task(idempotency.keep_sweeping(self.store, timedelta(hours=self.config.idempotency_key_hours)))
+            group.create_task(self.doctor.run())
             group.create_task(Maintenance(self.store).run())
 
 

@@ -11,7 +11,7 @@ from control.kernel.errors import Error
 
 #: Command -> the module under control.cli that has it. Imported when it is used.
 COMMANDS = {"up": "cloud", "down": "cloud", "status": "cloud", "env": "cloud", "demo": "demo", "images": "images",
-            "policy": "policy", "plan": "plan", "control": "roles", "agent": "roles"}
+            "policy": "policy", "plan": "plan", "doctor": "doctor", "control": "roles", "agent": "roles"}
 
 
 class Brume(click.Group):

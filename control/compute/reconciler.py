@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control.compute import history, model
+from control.compute import deadlines, history, model
 from control.compute.decisions import decision_of
 from control.compute.demand import Settings
 from control.compute.model import ACTION, DECISION, SERVER
@@ -37,7 +37,8 @@ PATIENCE = 30
 HOST_PAUSE, ORDER_PAUSE = 1.0, 0.05
 
 #: Seconds between looks at a server that runs but whose ports are not reported up yet. A look costs microseconds.
-WIRING_PAUSE = 0.1
+#: The second where its time is over.
+WIRING_PAUSE, LATE_PAUSE = 0.1, 5.0
 
 #: Rows of history that are deleted in one commit.
 HISTORY_BATCH = 100
@@ -83,9 +84,14 @@ class Reconciler:
             return await self._forget(server_id)
         if server.desired.deleted:
             return await self._remove(server)
-        if not server.host:
-            return None if server.HasField("fault") else await self._place(server_id)
-        return await self._settle(server)
+        left = deadlines.left(server, self._now())
+        if left is not None and left <= 0:
+            return await self._give_up(server_id)
+        if server.host:
+            again = await self._settle(server)
+        else:
+            again = None if server.HasField("fault") else await self._place(server_id)
+        return again if left is None or (again is not None and again < left) else left
 
     # Placement
 
@@ -157,6 +163,24 @@ class Reconciler:
             batch.append(copy)
         return batch
 
+    # Deadlines
+
+    async def _give_up(self, server_id: str) -> float | None:
+        """End a passing state that is over in a fault."""
+        def decide(tx: Transaction) -> str:
+            server, now = tx.get(SERVER, server_id), self._now()
+            if server is None or (left := deadlines.left(server, now)) is None or left > 0:
+                return ""
+            server.fault.CopyFrom(deadlines.fault(server, tx.get(fleet.HOST, server.host) if server.host else None, now))
+            server.updated_at.CopyFrom(now)
+            tx.put(SERVER, server)
+            history.closed(tx, server, now)
+            return server.fault.details
+
+        if details := await self._database.transact(decide, guards=self._fence):
+            log.warning("server %s: %s", server_id, details)
+        return None
+
     # After the host
 
     async def _settle(self, server: ServerRecord) -> float | None:
@@ -164,15 +188,15 @@ class Reconciler:
         if server.HasField("launched_at") or server.seen.domain != ObservedServer.RUNNING:
             return None
         if not self._ports.wired(server.id):
-            return WIRING_PAUSE
+            return LATE_PAUSE if server.HasField("fault") else WIRING_PAUSE
 
         def decide(tx: Transaction) -> None:
             current = tx.get(SERVER, server.id)
             if current is None:
                 return
-            before = current.seen.settled
+            before = model.derive(current)
             model.settle(current, self._ports.wired(current.id), now := self._now())
-            if current.seen.settled != before:
+            if model.derive(current) != before:
                 current.updated_at.CopyFrom(now)
                 tx.put(SERVER, current)
                 history.closed(tx, current, now)

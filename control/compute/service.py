@@ -3,6 +3,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from control.compute import model
 from control.compute.aggregates import Aggregates
+from control.compute.checks import Checks
 from control.compute.decisions import PlacementDecisions
 from control.compute.demand import Settings
 from control.compute.flavors import Flavors
@@ -32,7 +33,7 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers"]
+__all__ = ["KINDS", "Checks", "Demands", "Observer", "Projection", "Reconciler", "Settings", "bootstrap", "servicers"]
 
 KINDS = model.KINDS
 

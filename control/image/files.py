@@ -64,6 +64,13 @@ class Directory:
         # in this order: a file loses its suffix while it is held
         return await self._run(lambda: any(_locked(path) for path in (self.path / f"{name}.part", self.path / name)))
 
+    async def names(self) -> set[str]:
+        """Every complete file."""
+        def listed() -> set[str]:
+            return {path.name for path in self.path.iterdir() if path.is_file() and not path.name.endswith(".part")
+                    and not path.name.startswith("directory-id")}
+        return await self._run(listed)
+
     async def sweep(self) -> None:
         """Delete the beginnings that no process holds: what was cut off before a record named it."""
         def unlink() -> None:

@@ -1,7 +1,7 @@
 """The ports of servers, as compute makes, binds and gives them back inside its own decisions (its Ports protocol)."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from control.kernel.caller import Caller
 from control.kernel.database import Database, Transaction
@@ -134,6 +134,11 @@ class ServerPorts:
 
     def wired(self, server_id: str) -> bool:
         return all(port.status == "ACTIVE" for port in self._of(server_id))
+
+    def bound(self, transaction: Transaction) -> Iterator[tuple[str, str, str]]:
+        for port in transaction.rows(PORT):
+            if port.device_owner == SERVER and port.position:
+                yield port.id, port.device_id, port.binding_host_id
 
     def _of(self, server_id: str) -> list[Port]:
         ports = [port for port in self._database.cache.by(PORT, "device", server_id) if port.position]

@@ -5,6 +5,7 @@ from control.kernel.database import Database
 from control.placement.aggregates import Aggregates
 from control.placement.allocation_candidates import AllocationCandidates
 from control.placement.allocations import Allocations
+from control.placement.checks import checks
 from control.placement.inventories import Inventories
 from control.placement.live import LiveFleet
 from control.placement.reshaper import Reshaper
@@ -27,6 +28,8 @@ from protos.placement.v1 import (
     traits_pb2,
     usages_pb2,
 )
+
+__all__ = ["checks", "servicers"]
 
 
 def servicers(database: Database, live: LiveFleet) -> list[tuple[object, ServiceDescriptor]]:

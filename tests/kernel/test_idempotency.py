@@ -386,8 +386,8 @@ async def carry_out(database: Database, program, keyed: bool) -> tuple:
         seen = []
         for operations in program:
             seen.append(await database.transact(decision(operations)))
-            seen.append((sorted(database.cache.keys(THING)), database.cache.count(THING, "service", "t"), database.get(THING, "a"),
-                         sorted(row.project_id for row in database.rows(THING, "service", "s"))))
+            seen.append((sorted(database.cache.keys(THING)), database.cache.count(THING, "service", "t"),
+                         database.get(THING, "a"), sorted(row.project_id for row in database.rows(THING, "service", "s"))))
         return IdempotentAnswer(response=repr(seen).encode())
 
     try:
