@@ -17,8 +17,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from control.audit.required import keep_required
 from control.compute import service as compute
+from control.doctor.service import Doctor
 from control.gateway import server as http
 from control.gateway.app import Gateway
+from control.hosts import checks as hosts
 from control.hosts.liveness import Fencing
 from control.hosts.peers import PeerCalls
 from control.hosts.service import Hosts
@@ -28,7 +30,7 @@ from control.identity.directory_logins import DirectoryAuthenticator, DirectoryP
 from control.identity.federation import settings as federation
 from control.identity.federation.providers import Providers
 from control.image import service as image
-from control.kernel import disks, etcd_server, fleet, idempotency, pki, replicas, rpc, tls
+from control.kernel import disks, etcd_server, fleet, idempotency, pki, probes, replicas, rpc, tls
 from control.kernel.config import Config
 from control.kernel.database import Database
 from control.kernel.etcd_maintenance import Maintenance
@@ -87,6 +89,10 @@ class Replica:
             projections=[servers, network.Projection(self.database)],
             observers=[network.Observer(self.database), compute.Observer(self.database, self.ports, self.placer)],
             certify=functools.partial(pki.certify, config.pki_dir, life=_life(config)))
+        self.doctor = Doctor(
+            self.database, [*placement.checks(), *compute.Checks(self.ports, self.placer, self.settings).all(), *network.checks(),
+                            *self.images.checks().all(), *hosts.checks()],
+            [*self.images.checks().probes(), *probes.probes(store, config.pki_dir)])
         self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database),
                                          revision=lambda: self.database.cache.revision)
         self.watches = watch.Hub(self.database, [
@@ -111,7 +117,8 @@ class Replica:
                 *compute.servicers(self.database, self.ports, self.images, self.hosts, self.placer, settings=self.settings),
                 *network.servicers(self.database),
                 *placement.servicers(self.database, self.fleet),
-                *watch.servicers(self.database, self.watches, self.dispatcher.admit)]
+                *watch.servicers(self.database, self.watches, self.dispatcher.admit),
+                *self.doctor.servicers()]
 
     async def bootstrap(self) -> None:
         """Make what a new cloud needs: its first users, its catalog, its public network."""
@@ -154,6 +161,7 @@ class Replica:
             group.create_task(self.images.end_abandoned(shard.fence))
             group.create_task(idempotency.keep_sweeping(
                 self.store, datetime.timedelta(hours=self.config.idempotency_key_hours)))
+            group.create_task(self.doctor.run())
             group.create_task(Maintenance(self.store, quota=self.config.etcd_quota_mib << 20).run())
 
     async def take_part(self) -> None:

@@ -14,7 +14,8 @@ from control.kernel.errors import Error
 COMMANDS = {"up": "cloud", "down": "cloud", "status": "cloud", "env": "cloud", "demo": "demo", "images": "images",
             "policy": "policy", "plan": "plan", "drain": "drain", "undrain": "drain", "simulate": "simulate",
             "replicas": "replicas", "audit": "audit", "backup": "backup", "restore": "backup", "certificate": "machines",
-            "join": "machines", "watch": "watch", "etcd": "etcd", "control": "roles", "agent": "roles", "journal": "roles"}
+            "join": "machines", "watch": "watch", "doctor": "doctor", "etcd": "etcd",
+            "control": "roles", "agent": "roles", "journal": "roles"}
 
 
 class Brume(click.Group):

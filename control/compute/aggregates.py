@@ -138,7 +138,7 @@ class Aggregates:
 
 def forget(tx: Transaction, host: str) -> None:
     """Take a host that goes out of its aggregates."""
-    rows = tx.rows(AGGREGATE, "host", host)
+    rows = list(tx.rows(AGGREGATE, "host", host))
     for row in rows:
         aggregate = tx.require(AGGREGATE, row.id)
         aggregate.hosts.remove(host)

@@ -30,7 +30,8 @@ SERVER = Kind("/compute/servers/", ServerRecord, indexes={
     "group": lambda server: (server.server_group,) if server.server_group else (),
     "visited": lambda server: visited(server),
     "relocating": lambda server: (server.relocation.source, "") if server.HasField("relocation") else (),
-    "waiting": lambda server: ("",) if waits(server) else ()})
+    "waiting": lambda server: ("",) if waits(server) else (),
+    "passing": lambda server: ("",) if derive(server).task_state else ()})
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
               indexes={"server": lambda action: (action.server_id,)})
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)
@@ -95,19 +96,26 @@ def derive(server: ServerRecord, host_up: bool = True) -> State:
 def _vm_state(server: ServerRecord) -> str:
     if server.HasField("fault"):
         return "error"
-    return {SeenServer.SETTLED_UNSPECIFIED: "building", SeenServer.ACTIVE: "active",
-            SeenServer.STOPPED: "stopped"}[server.seen.settled]
+    return _SETTLED[server.seen.settled]
+
+
+_SETTLED: Mapping[int, str] = {SeenServer.SETTLED_UNSPECIFIED: "building", SeenServer.ACTIVE: "active",
+                               SeenServer.STOPPED: "stopped"}
 
 
 def _task(server: ServerRecord, vm_state: str) -> str:
     """What is still to be done for a server to be as wanted; "" for nothing."""
-    wanted, seen = server.desired, server.seen
-    if wanted.deleted:
+    if server.desired.deleted:
         return "deleting"
-    if vm_state == "error":
-        return ""
+    return "" if vm_state == "error" else _pending(server)
+
+
+def _pending(server: ServerRecord) -> str:
+    """What is still to be done, whether or not a fault says that it did not come to be."""
     if relocates(server):
         return _relocation_task(server)
+    wanted, seen = server.desired, server.seen
+    vm_state = _SETTLED[seen.settled]
     if vm_state == "building":
         return _build_task(server)
     if wanted.power == STOPPED:
@@ -250,7 +258,7 @@ def observe(server: ServerRecord, seen: ObservedServer, wired: bool, now: Timest
     server.seen.step = seen.step[:255]
     current = seen.generation >= server.desired.generation
     if seen.fault and seen.fault_final and current:
-        if not server.HasField("fault"):
+        if not server.HasField("fault") or server.fault.waited_for:
             server.fault.CopyFrom(ServerFault(code=500, message=seen.fault[:255], details=seen.fault[:4096],
                                               created_at=now, from_host=True))
     elif server.HasField("fault") and server.fault.from_host and current and not seen.fault:
@@ -287,6 +295,8 @@ def settle(server: ServerRecord, wired: bool, now: Timestamp) -> None:
     if relocates(server) and server.host != server.relocation.source and current and not seen.step and seen.domain in (
             _OFF if wanted.power == STOPPED else (ObservedServer.RUNNING,)) and (wired or wanted.power == STOPPED):
         server.ClearField("relocation")
+    if server.fault.waited_for and _pending(server) != server.fault.waited_for:
+        server.ClearField("fault")           # it came after all
 
 
 def host_hash(server: ServerRecord) -> str:

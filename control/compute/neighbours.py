@@ -3,7 +3,7 @@
 A verb that takes a transaction reads and writes through it, so that a server, its ports, its allocation and its quota charge
 are one commit.
 """
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from control.kernel.caller import Caller
@@ -53,6 +53,9 @@ class Ports(Protocol):
     def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         """Whether every port of the server was reported up by its host."""
 
+    def bound(self, transaction: Transaction) -> Iterable[tuple[str, str, str]]:
+        """Every port that is a server's: its id, the server's, and the host that it is on ("" for none)."""
+
 
 class Placer(Protocol):
     """Placement: chooses hosts from the present state and keeps the allocations."""
@@ -79,6 +82,10 @@ class Placer(Protocol):
 
     def release(self, transaction: Transaction, server_id: str) -> None:
         """Give back what a server holds; nothing where it holds nothing."""
+
+    def hold(self, transaction: Transaction, wanted: Wanted, host: str) -> None:
+        """Allocate again what a server needs of the host that it is on, whether or not there is room. Raises NotFound for a
+        host that is none, Conflict where the server's shape says more than amounts, so that nobody knows what it had."""
 
 
 class Images(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control.compute import history, model
+from control.compute import deadlines, history, model
 from control.compute.model import ACTION, SERVER
 from control.compute.neighbours import Placer, Ports
 from control.compute.removal import abandon, remove
@@ -23,7 +23,8 @@ from protos.internal.v1.hosts_pb2 import ObservedServer
 log = logging.getLogger(__name__)
 
 #: Seconds between looks at a server that runs but whose ports are not reported up yet. A look costs microseconds.
-WIRING_PAUSE = 0.1
+#: The second where its time is over.
+WIRING_PAUSE, LATE_PAUSE = 0.1, 5.0
 
 #: Rows of history that are deleted in one commit.
 HISTORY_BATCH = 100
@@ -57,10 +58,10 @@ class Settling:
         return ()
 
     def all_keys(self) -> list[str]:
-        """Every server for which there may be something to do, and every one that has left history behind."""
+        """Every server that is on its way, and every one that has left history behind."""
         cache = self._database.cache
         left = [server_id for server_id in cache.values(ACTION, "server") if self._database.get(SERVER, server_id) is None]
-        return [server.id for server in cache.all(SERVER) if _due(server)] + left
+        return [server.id for server in cache.by(SERVER, "passing", "")] + left
 
     async def reconcile(self, server_id: str) -> float | None:
         """One step for one server."""
@@ -69,7 +70,29 @@ class Settling:
             return await self._forget(server_id)
         if server.desired.deleted:
             return await self._remove(server)
-        return await self._settle(server) if server.host else None
+        left = deadlines.left(server, self._now())
+        if left is not None and left <= 0:
+            return await self._give_up(server_id)
+        again = await self._settle(server) if server.host else None
+        return again if left is None or (again is not None and again < left) else left
+
+    # Deadlines
+
+    async def _give_up(self, server_id: str) -> float | None:
+        """End a passing state that is over in a fault."""
+        def decide(tx: Transaction) -> str:
+            server, now = tx.get(SERVER, server_id), self._now()
+            if server is None or (left := deadlines.left(server, now)) is None or left > 0:
+                return ""
+            server.fault.CopyFrom(deadlines.fault(server, tx.get(fleet.HOST, server.host) if server.host else None, now))
+            server.updated_at.CopyFrom(now)
+            tx.put(SERVER, server)
+            history.closed(tx, server, now)
+            return server.fault.details
+
+        if details := await self._database.transact(decide, guards=self._fence):
+            log.warning("server %s: %s", server_id, details)
+        return None
 
     async def _settle(self, server: ServerRecord) -> float | None:
         """Bring a server whose guest runs to ACTIVE once its ports are wired; the agent's reports do all else."""
@@ -78,15 +101,15 @@ class Settling:
         if model.leaving(server) or server.host == server.relocation.source:
             return None
         if not self._ports.wired(server.id):
-            return WIRING_PAUSE
+            return LATE_PAUSE if server.HasField("fault") else WIRING_PAUSE
 
         def decide(tx: Transaction) -> None:
             current = tx.get(SERVER, server.id)
             if current is None:
                 return
-            before = current.seen.settled, current.HasField("relocation")
+            before = model.derive(current), current.HasField("relocation")
             model.settle(current, self._ports.wired(current.id), now := self._now())
-            if (current.seen.settled, current.HasField("relocation")) != before:
+            if (model.derive(current), current.HasField("relocation")) != before:
                 current.updated_at.CopyFrom(now)
                 tx.put(SERVER, current)
                 history.closed(tx, current, now)

@@ -3,6 +3,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from control.compute import model
 from control.compute.aggregates import Aggregates
+from control.compute.checks import Checks
 from control.compute.decisions import PlacementDecisions
 from control.compute.demand import Settings
 from control.compute.flavors import Flavors
@@ -37,8 +38,8 @@ from protos.compute.v1 import (
     servers_pb2,
 )
 
-__all__ = ["KINDS", "Demands", "Draining", "Observer", "Placing", "Projection", "Relocating", "Settings", "Settling", "bootstrap",
-           "servicers", "watchables"]
+__all__ = ["KINDS", "Checks", "Demands", "Draining", "Observer", "Placing", "Projection", "Relocating", "Settings", "Settling",
+           "bootstrap", "servicers", "watchables"]
 
 KINDS = model.KINDS
 

@@ -63,15 +63,17 @@ class Directory:
         """Whether a complete file is here."""
         return await self._run((self.path / name).is_file)
 
-    async def names(self) -> list[str]:
-        """All complete files."""
-        return await self._run(lambda: [path.name for path in self.path.iterdir()
-                                        if path.suffix != ".part" and not path.name.startswith("directory-id")])
-
     async def held(self, name: str) -> bool:
         """Whether a running upload, of any process, has this file."""
         # in this order: a file loses its suffix while it is held
         return await self._run(lambda: any(_locked(path) for path in (self.path / f"{name}.part", self.path / name)))
+
+    async def names(self) -> set[str]:
+        """Every complete file."""
+        def listed() -> set[str]:
+            return {path.name for path in self.path.iterdir() if path.is_file() and not path.name.endswith(".part")
+                    and not path.name.startswith("directory-id")}
+        return await self._run(listed)
 
     async def sweep(self) -> None:
         """Delete the beginnings that no process holds: what was cut off before a record named it."""

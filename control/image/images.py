@@ -69,7 +69,7 @@ class Images:
             record = access.owned(tx, call.caller, request.image_id)
             model.check_deletable(record.image)
             quota.charge(tx, model.QUOTA, record.image.owner, model.QUOTAS,
-                         image_count_total=-1, image_size_total=-_charged(record))
+                         image_count_total=-1, image_size_total=-model.charged(record))
             for member in tx.rows(MEMBER, "image", record.image.id):
                 tx.delete(MEMBER, member.image_id, member.member_id)
             tx.delete(IMAGE, record.image.id)
@@ -126,11 +126,6 @@ class Images:
 
 def _change_owner(tx: Transaction, record: ImageRecord, before: str) -> None:
     """Move what the image uses of the quota to its new owner."""
-    size = _charged(record)
+    size = model.charged(record)
     quota.charge(tx, model.QUOTA, before, model.QUOTAS, image_count_total=-1, image_size_total=-size)
     quota.charge(tx, model.QUOTA, record.image.owner, model.QUOTAS, image_count_total=1, image_size_total=size)
-
-
-def _charged(record: ImageRecord) -> int:
-    """Bytes of the record's data that its owner's ledger counts: complete ones, staged or in use."""
-    return record.staged.size if record.HasField("staged") else record.image.size

@@ -149,6 +149,11 @@ def let_go(put: Callable[[Kind[Garbage], Garbage], None], record: ImageRecord) -
         record.file = record.directory_id = ""
 
 
+def charged(record: ImageRecord) -> int:
+    """Bytes of the record's data that its owner's ledger counts: complete ones, staged or in use."""
+    return record.staged.size if record.HasField("staged") else record.image.size
+
+
 def _at_most(name: str, number: int, limit: int, unit: str) -> None:
     if number > limit:
         raise Invalid(f"image.images.{name}", f"{name} has {number} {unit}, at most {limit} are allowed.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from google.protobuf.descriptor import ServiceDescriptor
 
 from control.image import access
+from control.image.checks import Checks
 from control.image.copies import Copies, Peers
 from control.image.data import MAX_SIZE, ImageData
 from control.image.discovery import Discovery
@@ -48,6 +49,10 @@ class ImageService:
             (Members(self._database), members_pb2.DESCRIPTOR.services_by_name["Members"]),
             (Discovery(), discovery_pb2.DESCRIPTOR.services_by_name["Discovery"]),
         ]
+
+    def checks(self) -> Checks:
+        """What can be out of step with images."""
+        return Checks(self._database, self._directory)
 
     async def run(self) -> None:
         """Repair what crashes left, fetch what others took, delete what is let go of; until cancelled. Runs on every replica."""

@@ -1,6 +1,6 @@
 """The ports of servers, as compute makes, binds and gives them back inside its own decisions (its Ports protocol)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from control.kernel.caller import Caller
@@ -151,6 +151,11 @@ class ServerPorts:
 
     def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         return all(port.status == "ACTIVE" for port in (reads or self._database).rows(PORT, "device", server_id) if port.position)
+
+    def bound(self, transaction: Transaction) -> Iterator[tuple[str, str, str]]:
+        for port in transaction.rows(PORT):
+            if port.device_owner == SERVER and port.position:
+                yield port.id, port.device_id, port.binding_host_id
 
     def _of(self, server_id: str) -> list[Port]:
         ports = [port for port in self._database.cache.by(PORT, "device", server_id) if port.position]

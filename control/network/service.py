@@ -6,6 +6,7 @@ from control.kernel.database import Database
 from control.network import model
 from control.network.addressing import Proposals
 from control.network.bootstrap import bootstrap
+from control.network.checks import checks
 from control.network.discovery import Discovery
 from control.network.floating_ips import FloatingIps
 from control.network.groups import SecurityGroupRules, SecurityGroups
@@ -32,7 +33,7 @@ from protos.network.v1 import (
     tags_pb2,
 )
 
-__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "ServerPorts", "bootstrap", "servicers", "watchables"]
+__all__ = ["KINDS", "Observer", "Projection", "Reconciler", "ServerPorts", "bootstrap", "checks", "servicers", "watchables"]
 
 KINDS = model.KINDS
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from control.kernel import fleet
 from control.kernel.database import Transaction
+from control.kernel.errors import Conflict
 from control.kernel.fleet import Placed, Refused, Wanted
 from control.placement import ledger
 from control.placement.live import LiveFleet
@@ -74,6 +75,20 @@ class FleetPlacer:
     def release(self, transaction: Transaction, server_id: str) -> None:
         """Give back what a server holds; nothing where it holds nothing."""
         ledger.release(transaction, server_id)
+
+    def hold(self, transaction: Transaction, wanted: Wanted, host: str) -> None:
+        """Allocate again what a server needs of the host that it is on, whether or not there is room.
+
+        Raises NotFound for a host that is none, Conflict where the shape has groups: which parts of the host served them is not
+        known any more.
+        """
+        if wanted.request.shape.groups:
+            raise Conflict("allocation.groups", f"Server {wanted.request.id} has NUMA cells or devices of its own, and nobody "
+                                                "knows which any more: delete it, and make it anew.")
+        record = transaction.require(fleet.HOST, host)
+        transaction.guard_exists(fleet.HOST, host)
+        ledger.replace(transaction, [ledger.allocation(wanted.request.id, wanted.project_id, wanted.user_id, INSTANCE,
+                                                       {record.id: dict(wanted.request.shape.amounts)})], checked=False)
 
     def _answers(self, wanted: Sequence[Wanted]) -> list[Placement | Refusal]:
         hosts = self._live.current()

@@ -5,6 +5,7 @@ from control.kernel.database import Database
 from control.placement.aggregates import Aggregates
 from control.placement.allocation_candidates import AllocationCandidates
 from control.placement.allocations import Allocations
+from control.placement.checks import checks
 from control.placement.inventories import Inventories
 from control.placement.live import LiveFleet
 from control.placement.reshaper import Reshaper
@@ -29,7 +30,7 @@ from protos.placement.v1 import (
     usages_pb2,
 )
 
-__all__ = ["servicers", "watchables"]
+__all__ = ["checks", "servicers", "watchables"]
 
 
 def servicers(database: Database, live: LiveFleet) -> list[tuple[object, ServiceDescriptor]]:

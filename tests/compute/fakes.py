@@ -104,6 +104,9 @@ class FakePorts:
     def security_groups(self, server_id: str) -> list[str]:
         return ["default"] if self.ids(server_id) else []
 
+    def bound(self, transaction: Transaction):
+        return [(port.port_id, port.device_id, port.host) for port in transaction.rows(PORT)]
+
     def wired(self, server_id: str, reads: Transaction | None = None) -> bool:
         return server_id not in self.down
 
