@@ -3,6 +3,7 @@ import contextlib
 import http.client
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,8 @@ class Cloud:
 
 @contextlib.contextmanager
 def running(port: int = PORT) -> Iterator[Cloud]:
-    """A new cloud in a temporary directory, with fsync as ever; gone afterwards. Needs root."""
+    """A new cloud in a temporary directory, with fsync as ever; gone afterwards, SIGTERM or not. Needs root."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     state_dir = Path(tempfile.mkdtemp(prefix="brume-", dir="/var/tmp"))
     toml = state_dir / "settings.toml"
     toml.write_text('hypervisor = "simulated"\n')
