@@ -5,6 +5,7 @@ worker at a time: look, take one step, look again, report. What is at rest costs
 """
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from agents.hypervisor.driver import MISSING, Domain, Fault, Hypervisor, Outage, Wish
@@ -13,6 +14,9 @@ from agents.network.driver import HostNetworking
 from agents.wiring import Wiring
 from agents.work import Worklist
 from protos.internal.v1 import hosts_pb2 as pb
+from telemetry import traces
+from telemetry.logs import request_id
+from telemetry.timing import Timings
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,8 @@ class Agent:
         self._reboot_seconds = reboot_seconds
         self._objects: dict[str, pb.HostObject] = {}
         self._wiring = Wiring(networking, self._objects, self._report_port)
+        #: Of steps, by what was done and how it came out.
+        self.timings = Timings()
         self._servers = Worklist(self._work, workers, expected=(Fault,))
         self._given_up: dict[str, tuple[int, str]] = {}     # server -> generation that cannot be met, and why
         self._starts: dict[str, tuple[float, int]] = {}     # server -> when it was started last, and early ends in a row
@@ -79,6 +85,10 @@ class Agent:
             for port_id in self._wiring.wired:
                 self._report_port(port_id, True)
 
+    def counts(self) -> dict[str, int]:
+        """How many servers there are here, and of how many something is to be done."""
+        return {"servers": sum(map(_is_server, self._objects)), "at work": self._servers.depth}
+
     async def answer(self, query: pb.Query) -> pb.Reply:
         """Answer a question that only the host can."""
         try:
@@ -109,6 +119,7 @@ class Agent:
         if thing is None:
             return None
         server = thing.server
+        request_id.set(" ".join(server.request_ids) or "-")        # of this key's own task
         domain = await self._look(server.id)
         if domain.generation > server.generation:
             self._refuse(key, server.generation, domain.generation)
@@ -123,14 +134,19 @@ class Agent:
             return seconds
         if step not in (Step.REST, Step.NOTE):
             log.info("server %s: %s (%s)", server.id, step.value, domain.seen.value)
+        started, outcome = time.perf_counter(), "ok"
         try:
-            await self._take(step, server, domain)
+            with traces.span(f"server {step.value}", parent=server.traceparent, server__id=server.id):
+                await self._take(step, server, domain)
         except Fault as fault:
+            outcome = "Fault"
             self._report_fault(key, step, server, await self._look_after(server.id, domain), fault)
             if fault.final:
                 log.warning("server %s: %s", server.id, fault)
                 return None
             raise
+        finally:
+            self.timings.add((step.value, outcome), time.perf_counter() - started)
         if step is Step.REMOVE:
             self._report(key, pb.AgentMessage(gone=pb.Gone(key=key)))
             return None

@@ -109,7 +109,13 @@ class Link:
         self._on_query = on_query
         self._outbox = Outbox()
         self._stub: HostsStub | None = None
+        self.attaches = 0
         self._answering: set[asyncio.Task[None]] = set()
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a stream, and the control plane has answered on it."""
+        return self._stub is not None
 
     def report(self, key: str, message: pb.AgentMessage) -> None:
         """Say something about one thing, now or when there is a stream; only the last about each counts."""
@@ -169,6 +175,7 @@ class Link:
                 if writer is None:
                     log.info("attached to the control plane at %s", endpoint)
                     self._stub = stub
+                    self.attaches += 1
                     writer = asyncio.create_task(self._write(stream))
                 if message.HasField("desired"):
                     self._on_desired(message.desired)

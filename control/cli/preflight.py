@@ -56,6 +56,8 @@ def _ports(config: Config) -> list[tuple[str, int]]:
     ports = [(config.listen, config.port), (config.listen, config.grpc_port), (config.agent_listen, config.agent_port)]
     if not config.etcd:
         ports += [("127.0.0.1", config.port + 3), ("127.0.0.1", config.port + 4)]
+    if config.metrics_listen:
+        ports += [(config.metrics_listen, config.port + 5), (config.metrics_listen, config.port + 6)]
     return ports
 
 

@@ -1,8 +1,7 @@
 """`brume control` and `brume agent`: the two roles in the foreground, as `brume up` starts them and operators may."""
 import asyncio
-import logging
+import os
 import signal
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ def control(state_dir: Path | None, config_file: Path | None) -> None:
     """Run one replica of the control plane: the APIs, the reconcilers and the scheduler."""
     from control import main
     config = settings.load(state_dir, config_file)
-    _run(main.run(config), config)
+    _run("control", main.run(config), config)
 
 
 @click.command()
@@ -36,7 +35,7 @@ def agent(state_dir: Path | None, config_file: Path | None) -> None:
     """Run the agent of this hypervisor host."""
     from agents import main
     config = settings.load(state_dir, config_file)
-    _run(main.run(agent_config(config)), config)
+    _run("agent", main.run(agent_config(config)), config)
 
 
 def agent_config(config: Config) -> "AgentConfig":
@@ -50,34 +49,16 @@ def agent_config(config: Config) -> "AgentConfig":
         run_directory=config.path("run", "network"), endpoints=(f"{config.agent_listen}:{config.agent_port}",),
         ca=directory / "ca.crt", certificate=directory / f"{config.host_name}.crt", key=directory / f"{config.host_name}.key",
         cloud=config.name, address=config.agent_listen, availability_zone=config.availability_zone,
-        hypervisor=config.hypervisor or "libvirt", libvirt_uri=config.libvirt_uri, version=version("brume"))
+        hypervisor=config.hypervisor or "libvirt", libvirt_uri=config.libvirt_uri, version=version("brume"),
+        metrics=(config.metrics_listen, config.port + 6) if config.metrics_listen else None)
 
 
-def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
+def _run(name: str, role: Coroutine[Any, Any, None], config: Config) -> None:
     """Run a role until SIGTERM or SIGINT, which cancel it."""
-    from control.kernel import rpc
+    from telemetry import logs, traces
 
-    class WithRequestId(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            record.request_id = rpc.request_id.get()
-            return True
-
-    class Lines(logging.Formatter):
-        """Writes out the time once a second: that is most of what a line costs."""
-
-        second, text = 0, ""
-
-        def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-            if int(record.created) != self.second:
-                self.second, self.text = int(record.created), super().formatTime(record, datefmt)
-            return self.text
-
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False      # no line says any of these
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(WithRequestId())
-    handler.setFormatter(Lines("%(asctime)s.%(msecs)03d %(levelname)s %(name)s [%(request_id)s] %(message)s",
-                                           "%Y-%m-%dT%H:%M:%S"))
-    logging.basicConfig(level=config.log_level, handlers=[handler], force=True)
+    logs.set_up(config.log_level, config.log_format)
+    traces.set_up(f"brume-{name}", config.otlp_endpoint, f"{config.host_name}/{os.getpid()}")
 
     async def until_told() -> None:
         task = asyncio.ensure_future(role)
@@ -91,4 +72,7 @@ def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
                 raise
 
     import uvloop
-    uvloop.run(until_told())
+    try:
+        uvloop.run(until_told())
+    finally:
+        traces.shut_down()

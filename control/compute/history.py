@@ -14,6 +14,7 @@ from control.kernel.errors import NotFound
 from control.kernel.rpc import Call
 from protos.compute.v1 import actions_pb2 as pb
 from protos.compute.v1.records_pb2 import ActionRecord, ServerRecord
+from telemetry import traces
 
 #: Action -> the event that Nova has for it.
 EVENTS = {
@@ -23,9 +24,15 @@ EVENTS = {
 
 def opened(transaction: Transaction, server: ServerRecord, action: str, call: Call, now: Timestamp, *,
            done: bool = False) -> None:
-    """Note that a caller asked for something; `done` where it is carried out by the same commit."""
+    """Note that a caller asked for something; `done` where it is carried out by the same commit.
+
+    The server, which is to be put in the same transaction, bears the request's ids from then on.
+    """
     row = ActionRecord(server_id=server.id, request_id=call.request_id, action=action, event=EVENTS.get(action, action),
-                       user_id=call.caller.user_id, project_id=call.caller.project_id, started_at=now)
+                       user_id=call.caller.user_id, project_id=call.caller.project_id, started_at=now,
+                       global_request_id=call.global_request_id)
+    server.desired.request_ids[:] = filter(None, (call.request_id, call.global_request_id))
+    server.desired.traceparent = traces.parent()
     if done:
         row.finished_at.CopyFrom(now)
         row.result = "Success"

@@ -39,7 +39,8 @@ class Projection:
             id=server.id, generation=wanted.generation, power=ABSENT if wanted.deleted else wanted.power, reboots=wanted.reboots,
             reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
             disk_gib=server.flavor.disk_gib, image=server.image, port_ids=self._ports.ids(server.id),
-            config_drive=server.config_drive, guest=self._guest(server), name=server.name)
+            config_drive=server.config_drive, guest=self._guest(server), name=server.name,
+            request_ids=wanted.request_ids, traceparent=wanted.traceparent)
 
     def _guest(self, server: ServerRecord) -> GuestData:
         host = self._database.get(fleet.HOST, server.host)

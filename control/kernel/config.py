@@ -57,6 +57,13 @@ class Config:
     #: Bytes that one image may have.
     max_image_size: int = 64 * 2**30
     log_level: str = "INFO"
+    #: "text" for people, "json" for what collects logs: one object per line.
+    log_format: str = "text"
+    #: Address of /metrics, /healthz and /readyz, which ask nobody who they are: the control plane's on `port` + 5, the agent's on
+    #: `port` + 6. "": none.
+    metrics_listen: str = "127.0.0.1"
+    #: OpenTelemetry collector that takes traces by OTLP over HTTP, "http://host:4318"; "": that of OTEL_EXPORTER_OTLP_ENDPOINT.
+    otlp_endpoint: str = ""
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
     #: Section of the identity service: [identity.domains.<name>] for each domain whose users are an LDAP directory's.
@@ -122,8 +129,8 @@ class Config:
         """This, if it makes sense. Raises Invalid, naming the setting."""
         if not (1 <= len(self.name) <= 12 and self.name.isascii() and self.name.replace("-", "").isalnum()):
             raise Invalid("config.name", f"name {self.name!r} must be 1 to 12 letters, digits or hyphens")
-        if not 1 <= self.port <= 65530:
-            raise Invalid("config.port", f"port {self.port} must be 1 to 65530: the five ports from it on are used")
+        if not 1 <= self.port <= 65529:
+            raise Invalid("config.port", f"port {self.port} must be 1 to 65529: the seven ports from it on are used")
         if bool(self.certificate) != bool(self.key):
             raise Invalid("config.certificate", "certificate and key go together: give both or none")
         for path in filter(None, (self.certificate, self.key)):
@@ -131,6 +138,8 @@ class Config:
                 raise Invalid("config.certificate", f"{path} cannot be read")
         if self.placement_policy not in ("pack", "spread"):
             raise Invalid("config.placement_policy", f"placement_policy {self.placement_policy!r} must be pack or spread")
+        if self.log_format not in ("text", "json"):
+            raise Invalid("config.log_format", f"log_format {self.log_format!r} must be text or json")
         if self.hypervisor not in ("", "simulated"):
             raise Invalid("config.hypervisor", f"hypervisor {self.hypervisor!r} must be empty or simulated")
         for name in ("lockout_failure_attempts", "password_expires_days", "unique_last_password_count", "minimum_password_age",

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from control.kernel.cache import Cache, Kind
 from control.kernel.errors import NotFound, Stale, Unavailable
 from control.kernel.store import Guard, Record, Store
+from telemetry import traces
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,11 @@ class Database:
                     if not contended and (contended := next((write.key for write in writes if write.key in self._locks), "")):
                         continue
                     try:
-                        revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
+                        if traces.tracer is not None:
+                            with traces.span("commit", writes=len(writes), attempt=attempt):
+                                revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
+                        else:
+                            revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
                     except Stale as stale:
                         if any(guard.what == "created" for guard in guards) and await self._fenced(guards):
                             raise

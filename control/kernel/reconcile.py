@@ -6,10 +6,13 @@ change that is missed costs a resync period and nothing else.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from control.kernel.cache import Cache, Change
 from control.kernel.errors import Error
+from telemetry import traces
+from telemetry.timing import Timings
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +21,16 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF, MAX_BACKOFF, RESYNC = 0.05, 30.0, 60.0
 
 
+#: The controllers that run in this process, for who counts what they do.
+RUNNING: "dict[Controller, None]" = {}
+
+
 class WorkQueue:
     """Keys to look at, each at most once in the queue and at most once in work."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[str] = asyncio.Queue()
-        self._due: set[str] = set()            # what the queue holds
+        self._due: dict[str, float] = {}       # what the queue holds, oldest first, and since when
         self._working: set[str] = set()
         self._again: set[str] = set()          # added while in work
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -35,8 +42,18 @@ class WorkQueue:
         if key in self._working:
             self._again.add(key)
         elif key not in self._due:
-            self._due.add(key)
+            self._due[key] = time.monotonic()
             self._queue.put_nowait(key)
+
+    @property
+    def depth(self) -> int:
+        """Keys that wait for a worker now."""
+        return len(self._due)
+
+    @property
+    def age(self) -> float:
+        """Seconds that the oldest of them has waited; 0 where none waits."""
+        return time.monotonic() - next(iter(self._due.values())) if self._due else 0.0
 
     def add_later(self, key: str, seconds: float) -> None:
         """Add a key after a while, or sooner if something else adds it."""
@@ -60,7 +77,7 @@ class WorkQueue:
     async def take(self) -> str:
         """The next key; the caller says done() when it has worked on it."""
         key = await self._queue.get()
-        self._due.discard(key)
+        self._due.pop(key, None)
         self._working.add(key)
         return key
 
@@ -101,11 +118,15 @@ class Controller:
         self._reconcile = reconcile
         self._workers = workers
         self._resync = resync
+        self.queue = WorkQueue()
+        #: Of single steps, by outcome: "ok", or an error's name.
+        self.timings = Timings()
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
         await self._cache.ready.wait()
-        queue = WorkQueue()
+        queue = self.queue = WorkQueue()
+        RUNNING[self] = None
 
         def on_change(change: Change) -> None:
             for key in self._keys_of(change):
@@ -122,16 +143,24 @@ class Controller:
                         await asyncio.sleep(self._resync)
             finally:
                 queue.close()
+                RUNNING.pop(self, None)
 
     async def _work(self, queue: WorkQueue) -> None:
         while True:
             key = await queue.take()
+            started, outcome = time.perf_counter(), "ok"
             try:
-                again = await self._reconcile(key)
+                if traces.tracer is not None:
+                    with traces.span(f"reconcile {self.name}", key=key):
+                        again = await self._reconcile(key)
+                else:
+                    again = await self._reconcile(key)
             except Error as error:
+                outcome = type(error).__name__
                 log.warning("%s %s: %s", self.name, key, error)
                 queue.failed(key)
-            except Exception:
+            except Exception as error:
+                outcome = type(error).__name__
                 log.exception("%s %s failed", self.name, key)
                 queue.failed(key)
             else:
@@ -142,4 +171,5 @@ class Controller:
                     else:
                         queue.add(key)
             finally:
+                self.timings.add((outcome,), time.perf_counter() - started)
                 queue.done(key)

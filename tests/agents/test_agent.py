@@ -2,6 +2,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import uuid
 
 import pytest
@@ -15,6 +16,7 @@ from agents.hypervisor.simulated import SimulatedHypervisor
 from agents.link import Link, Outbox
 from agents.network.driver import SimulatedNetworking
 from protos.internal.v1 import hosts_pb2 as pb
+from telemetry.logs import request_id
 from tests.agents.control_plane import Control
 
 RUNNING, STOPPED, ABSENT = pb.HostServer.RUNNING, pb.HostServer.STOPPED, pb.HostServer.ABSENT
@@ -370,3 +372,29 @@ async def test_only_the_last_word_about_a_thing_is_kept_and_none_is_said_twice()
     outbox.forget_said()
     outbox.put("s", off)
     assert await outbox.take() == [off]
+
+
+async def test_what_is_done_for_a_server_is_logged_under_the_request_that_wished_for_it():
+    lines: list[tuple[str, str]] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append((request_id.get(), record.getMessage()))
+
+    logger, handler = logging.getLogger("agents.agent"), Noting()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        one, other = wish(request_ids=["req-one", "req-theirs"]), wish()
+        async with running(Host()) as host:
+            host.snapshot(one, other)
+            for thing in (one, other):
+                await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+            assert host.agent.timings.count("start", "ok") == 2 and host.agent.counts()["servers"] == 2
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert ("req-one req-theirs", f"server {one.server.id}: start (missing)") in lines
+    assert ("-", f"server {other.server.id}: start (missing)") in lines
+    assert request_id.get() == "-"
