@@ -9,6 +9,7 @@ older epoch left behind goes before the host is readmitted.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from agents.hypervisor.driver import MISSING, Domain, Fault, Hypervisor, Outage,
 from agents.hypervisor.model import Seen, Step, Wanted, next_step, reported, wanted
 from agents.lease import Lease
 from agents.network.driver import HostNetworking
+from agents.telemetry import traces
+from agents.telemetry.logs import request_id
+from agents.telemetry.timing import Timings
 from agents.wiring import Wiring
 from agents.work import Worklist
 from protos.internal.v1 import hosts_pb2 as pb
@@ -76,6 +80,8 @@ class Agent:
         self._reboot_seconds = reboot_seconds
         self._objects: dict[str, pb.HostObject] = {}
         self._wiring = Wiring(networking, self._objects, self._report_port)
+        #: Of steps, by what was done and how it came out.
+        self.timings = Timings()
         self._servers = Worklist(self._work, workers, expected=(Fault,))
         self._given_up: dict[str, tuple[int, str]] = {}     # server -> generation that cannot be met, and why
         self._starts: dict[str, tuple[float, int]] = {}     # server -> when it was started last, and early ends in a row
@@ -118,6 +124,10 @@ class Agent:
                 self._wiping = asyncio.create_task(self._wipe(self._lease.granted_epoch))
             self._attached.set()
 
+    def counts(self) -> dict[str, int]:
+        """How many servers there are here, and of how many something is to be done."""
+        return {"servers": sum(map(_is_server, self._objects)), "at work": self._servers.depth}
+
     async def answer(self, query: pb.Query) -> pb.Reply:
         """Answer a question that only the host can."""
         try:
@@ -159,6 +169,7 @@ class Agent:
         if thing is None or not self._lease.holds():
             return None
         server = thing.server
+        request_id.set(" ".join(server.request_ids) or "-")        # of this key's own task
         if server.HasField("arriving"):
             await self._arrive(key, server)
             return None
@@ -176,14 +187,19 @@ class Agent:
             return seconds
         if step not in (Step.REST, Step.NOTE):
             log.info("server %s: %s (%s)", server.id, step.value, domain.seen.value)
+        started, outcome = time.perf_counter(), "ok"
         try:
-            await self._carry_out(step, server, domain)
+            with traces.span(f"server {step.value}", parent=server.traceparent, server__id=server.id):
+                await self._carry_out(step, server, domain)
         except Fault as fault:
+            outcome = "Fault"
             self._report_fault(key, step, server, await self._look_after(server.id, domain), fault)
             if fault.final:
                 log.warning("server %s: %s", server.id, fault)
                 return None
             raise
+        finally:
+            self.timings.add((step.value, outcome), time.perf_counter() - started)
         if step is Step.REMOVE:
             self._report(key, pb.AgentMessage(gone=pb.Gone(key=key)))
             return None

@@ -178,6 +178,7 @@ class Link:
         self._cut = ""                         # why it was ended here
         self._outbox = Outbox()
         self._stub: HostsStub | None = None
+        self.attaches = 0
         self._answering: set[asyncio.Task[None]] = set()
         self._sent_on = False               # the replica said farewell: the next one is there
 
@@ -331,6 +332,7 @@ class Link:
                         if writer is None:
                             log.info("attached to the control plane at %s", endpoint)
                             self._attached, self._stub = True, stub
+                            self.attaches += 1
                             writer = asyncio.create_task(self._write(stream, message, at_once=lease.bound != hello.leased))
                         self._outbox.forget(message.desired.removed)
                         self._on_desired(message.desired)

@@ -72,6 +72,8 @@ class AgentConfig:
     #: Servers that are worked on at a time. Most of them wait for a guest, and none may hold up the others.
     workers: int = 32
     version: str = "0.1.0"
+    #: Address and port of /metrics, /healthz and /readyz; None: none.
+    metrics: tuple[str, int] | None = None
 
     @property
     def instances(self) -> Path:
@@ -115,6 +117,22 @@ async def run(config: AgentConfig) -> None:
             group.create_task(link.run())
             if credentials:
                 group.create_task(keep_renewing(credentials.certificate, credentials.key, link.renew))
+            if config.metrics is not None:
+                group.create_task(_tell(config.metrics, agent, link))
+
+
+async def _tell(address: tuple[str, int], agent: Agent, link: "Link") -> None:
+    """Answer who looks after this process. It is ready while it is attached."""
+    from agents.telemetry import listener
+
+    def metrics() -> tuple[str, bytes]:
+        from agents.metrics import text
+        return text(agent, link)
+
+    async def ready() -> list[str]:
+        return [] if link.attached else ["not attached to the control plane"]
+
+    await listener.serve(*address, metrics=metrics, ready=ready)
 
 
 async def teardown(config: AgentConfig, *, purge: bool = False) -> None:

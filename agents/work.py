@@ -34,6 +34,11 @@ class Worklist:
         self._failures: dict[str, int] = {}
         self._closed = False
 
+    @property
+    def depth(self) -> int:
+        """Keys that are worked on, or wait for it."""
+        return len(self._tasks) + len(self._timers)
+
     def add(self, key: str) -> None:
         if timer := self._timers.pop(key, None):
             timer.cancel()

@@ -15,6 +15,8 @@ from pathlib import Path
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
+from agents.telemetry import listener
+from control import metrics
 from control.audit.required import keep_required
 from control.compute import service as compute
 from control.doctor.service import Doctor
@@ -47,6 +49,7 @@ from control.placement.host_providers import HostProviders
 from control.placement.live import LiveFleet
 from control.placement.lives import Lives
 from control.placement.placer import FleetPlacer
+from control.readiness import Readiness
 from control.watch import service as watch
 from protos.internal.v1 import hosts_pb2, peers_pb2
 
@@ -102,10 +105,15 @@ class Replica:
             self.dispatcher.add(servicer, service)
         self.policy_file = PolicyFile(self.dispatcher.policy, config.policy_path)
         self.policy_file.load()
-        self.gateway = Gateway(self.dispatcher, config.public_url.rstrip("/") or None)
+        self.ready = Readiness(self.database)
+        self.gateway = Gateway(self.dispatcher, config.public_url.rstrip("/") or None, ready=self.ready)
         self.for_agents = rpc.Dispatcher(self.authenticator)
         self.for_agents.add(self.hosts, hosts_pb2.DESCRIPTOR.services_by_name["Hosts"])
         self.for_agents.add(PeerCalls(self.hosts, self.images), peers_pb2.DESCRIPTOR.services_by_name["Peers"])
+
+    def metrics(self) -> tuple[str, bytes]:
+        """The media type and the text of all metrics."""
+        return metrics.text(self.database, self.store, self.dispatcher, self.for_agents, self.watches)
 
     def _servicers(self) -> Sequence[tuple[object, ServiceDescriptor]]:
         compliance = identity.Compliance(**{item.name: getattr(self.config, item.name)
@@ -197,6 +205,9 @@ async def run(config: Config) -> None:
                                              config.certificate or None, config.key or None))
                 group.create_task(_serve_grpc(replica))
                 group.create_task(_serve_agents(replica))
+                if config.metrics_listen:
+                    group.create_task(listener.serve(config.metrics_listen, config.port + 5, ready=replica.ready,
+                                                     metrics=replica.metrics))
     finally:
         replica.directories.close()
         await replica.providers.close()

@@ -62,6 +62,8 @@ def _ports(config: Config) -> list[tuple[str, int]]:
     if not config.etcd and config.replicas_here == 1:
         address = config.place.address if config.place else "127.0.0.1"
         ports += [(address, config.port + 3), (address, config.port + 4)]
+    if config.metrics_listen and config.replicas_here == 1:
+        ports += [(config.metrics_listen, config.port + 5), (config.metrics_listen, config.port + 6)]
     return ports
 
 

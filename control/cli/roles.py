@@ -1,9 +1,7 @@
 """`brume control`, `agent` and `journal`: the roles in the foreground, as `brume up` starts them and operators may."""
 import asyncio
-import logging
 import os
 import signal
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ def control(state_dir: Path | None, config_file: Path | None) -> None:
     config = settings.load(state_dir, config_file)
     if config.path("restore", "manifest.json").exists():
         raise click.ClickException(f"a restored state waits in {config.path('restore')}: `brume up` loads it first")
-    _run(main.run(config), config)
+    _run("control", main.run(config), config)
 
 
 @click.command()
@@ -39,7 +37,7 @@ def agent(state_dir: Path | None, config_file: Path | None) -> None:
     """Run the agent of this hypervisor host."""
     from agents import main
     config = settings.load(state_dir, config_file)
-    _run(main.run(agent_config(config)), config)
+    _run("agent", main.run(agent_config(config)), config)
 
 
 @click.command()
@@ -48,7 +46,7 @@ def agent(state_dir: Path | None, config_file: Path | None) -> None:
 def journal(state_dir: Path | None, config_file: Path | None) -> None:
     """Write the audit journal of this machine."""
     config = settings.load(state_dir, config_file)
-    _run(_write_journal(config), config)
+    _run("journal", _write_journal(config), config)
 
 
 async def _write_journal(config: Config) -> None:
@@ -75,34 +73,17 @@ def agent_config(config: Config) -> "AgentConfig":
         run_directory=config.path("run", "network"), endpoints=config.agent_endpoints,
         ca=directory / "ca.crt", certificate=directory / f"{config.host_name}.crt", key=directory / f"{config.host_name}.key",
         cloud=config.name, address=config.host_address or config.agent_listen, availability_zone=config.availability_zone,
-        hypervisor=config.hypervisor or "libvirt", libvirt_uri=config.libvirt_uri, version=version("brume"))
+        hypervisor=config.hypervisor or "libvirt", libvirt_uri=config.libvirt_uri, version=version("brume"),
+        metrics=(config.metrics_listen, config.port + 6) if config.metrics_listen else None)
 
 
-def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
+def _run(name: str, role: Coroutine[Any, Any, None], config: Config) -> None:
     """Run a role until SIGTERM or SIGINT, which cancel it."""
-    from control.kernel import collector, rpc
+    from agents.telemetry import logs, traces
+    from control.kernel import collector
 
-    class WithRequestId(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            record.request_id = rpc.request_id.get()
-            return True
-
-    class Lines(logging.Formatter):
-        """Writes out the time once a second: that is most of what a line costs."""
-
-        second, text = 0, ""
-
-        def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-            if int(record.created) != self.second:
-                self.second, self.text = int(record.created), super().formatTime(record, datefmt)
-            return self.text
-
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False      # no line says any of these
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(WithRequestId())
-    handler.setFormatter(Lines("%(asctime)s.%(msecs)03d %(levelname)s %(name)s [%(request_id)s] %(message)s",
-                                           "%Y-%m-%dT%H:%M:%S"))
-    logging.basicConfig(level=config.log_level, handlers=[handler], force=True)
+    logs.set_up(config.log_level, config.log_format)
+    traces.set_up(f"brume-{name}", config.otlp_endpoint, f"{config.host_name}/{os.getpid()}")
 
     async def until_told() -> None:
         task = asyncio.ensure_future(role)
@@ -117,4 +98,7 @@ def _run(role: Coroutine[Any, Any, None], config: Config) -> None:
 
     collector.relax()
     import uvloop
-    uvloop.run(until_told())
+    try:
+        uvloop.run(until_told())
+    finally:
+        traces.shut_down()

@@ -4,6 +4,7 @@ A row is written in the commit of what it tells of, so history neither misses a 
 """
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agents.telemetry import traces
 from control.compute import model
 from control.compute.access import find_server
 from control.compute.model import ACTION
@@ -24,9 +25,15 @@ EVENTS = {
 
 def opened(transaction: Transaction, server: ServerRecord, action: str, call: Call, now: Timestamp, *,
            done: bool = False) -> None:
-    """Note that a caller asked for something; `done` where it is carried out by the same commit."""
+    """Note that a caller asked for something; `done` where it is carried out by the same commit.
+
+    The server, which is to be put in the same transaction, bears the request's ids from then on.
+    """
     row = ActionRecord(server_id=server.id, request_id=call.request_id, action=action, event=EVENTS.get(action, action),
-                       user_id=call.caller.user_id, project_id=call.caller.project_id, started_at=now)
+                       user_id=call.caller.user_id, project_id=call.caller.project_id, started_at=now,
+                       global_request_id=call.global_request_id)
+    server.desired.request_ids[:] = filter(None, (call.request_id, call.global_request_id))
+    server.desired.traceparent = traces.parent()
     if done:
         row.finished_at.CopyFrom(now)
         row.result = "Success"

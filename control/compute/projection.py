@@ -68,7 +68,6 @@ class Projection:
         """Every object that the host shall have now."""
         return [make() for _, _, make in self.parts_for(host)]
 
-
     def disk_move(self, server_id: str) -> DiskMove | None:
         """control.hosts.neighbours.DiskMoves, by shape."""
         server = self._database.get(SERVER, server_id)
@@ -96,7 +95,7 @@ def _object(server: ServerRecord, ports: Sequence[str], groups: Sequence[str], z
         id=server.id, generation=wanted.generation, power=_power(server), reboots=wanted.reboots,
         reboot_soft=wanted.reboot_soft, vcpus=server.flavor.vcpus, ram_mib=server.flavor.ram_mib,
         disk_gib=server.flavor.disk_gib, image=server.image, port_ids=ports, config_drive=server.config_drive, name=server.name,
-        guest=GuestData(
+        request_ids=wanted.request_ids, traceparent=wanted.traceparent, guest=GuestData(
             uuid=server.id, name=server.name, hostname=server.hostname, project_id=server.project_id,
             availability_zone=zone or server.availability_zone, launch_index=server.launch_index, metadata=server.metadata,
             user_data=server.user_data, keys=[server.key] if server.HasField("key") else [],

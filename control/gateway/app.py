@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -25,11 +24,9 @@ from control.gateway.routes import Endpoint, Match, Routes, Rule
 from control.kernel.errors import Error, NotFound
 from control.kernel.idempotency import HEADER, REPLAYED
 from control.kernel.idempotency import parse as parse_key
-from control.kernel.rpc import REVISION, Call, Dispatcher
+from control.kernel.rpc import REVISION, Call, Dispatcher, valid_request_id
 
 log = logging.getLogger(__name__)
-
-_REQUEST_ID = re.compile(r"req-[0-9a-fA-F-]{36}\Z")
 
 Query = list[tuple[str, str]]
 
@@ -40,14 +37,17 @@ _UNREAD = object()
 class Gateway:
     """The application. It owns nothing and may be called by any number of listeners."""
 
-    def __init__(self, dispatcher: Dispatcher, base_url: str | None = None, trusted_proxies: Collection[str] = ()):
+    def __init__(self, dispatcher: Dispatcher, base_url: str | None = None, trusted_proxies: Collection[str] = (),
+                 ready: Callable[[], Awaitable[Sequence[str]]] | None = None):
         """
         Args:
           base_url: what links begin with; None: what the client wrote to reach us.
           trusted_proxies: addresses whose X-Forwarded-Proto and -Host are believed.
+          ready: what keeps this replica from serving now, in words; None: nothing ever does.
         """
         self._dispatcher = dispatcher
         self._base_url = base_url
+        self._ready = ready or _always
         self._trusted_proxies = frozenset(trusted_proxies)
         self.routes = Routes(dispatcher)
         self._reference = Reference(self.routes)
@@ -65,13 +65,19 @@ class Gateway:
         if exchange.path == "/healthz":
             await exchange.answer(Answer(200, [("Content-Type", "text/plain; charset=utf-8")], b"OK\n"))
             return
+        if exchange.path == "/readyz":
+            wrong = await self._ready()
+            body = ("\n".join(wrong or ["OK"]) + "\n").encode()
+            await exchange.answer(Answer(503 if wrong else 200, [("Content-Type", "text/plain; charset=utf-8")], body))
+            return
         if exchange.verb in ("GET", "HEAD") and (page := self._reference.answer(exchange.path, exchange.headers)) is not None:
             await exchange.answer(page)
             return
         base = exchange.base_url(self._base_url, self._trusted_proxies)
-        call = Call(token=exchange.headers.get("x-auth-token", ""), remote=exchange.remote, base_url=base)
-        if (given := exchange.headers.get("x-openstack-request-id")) and _REQUEST_ID.match(given):
-            log.debug("%s is part of %s", call.request_id, given)
+        headers = exchange.headers
+        call = Call(token=headers.get("x-auth-token", ""), remote=exchange.remote, base_url=base,
+                    traceparent=headers.get("traceparent", ""),
+                    global_request_id=valid_request_id(headers.get("x-openstack-request-id", "")))
         api = self.routes.api_at(exchange.path)
         common = [("x-openstack-request-id", call.request_id)]
         if api is not None and api.is_nova:
@@ -257,6 +263,10 @@ async def _upload(exchange: Exchange, rule: Rule, first: Any) -> AsyncIterator[A
         message = rule.method.request_type()
     if message is first:
         yield first
+
+
+async def _always() -> Sequence[str]:
+    return ()
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -88,6 +88,13 @@ class Config:
     #: How long a call that is made again with its idempotency key is answered as before.
     idempotency_key_hours: int = 24
     log_level: str = "INFO"
+    #: "text" for people, "json" for what collects logs: one object per line.
+    log_format: str = "text"
+    #: Address of /metrics, /healthz and /readyz, which ask nobody who they are: the control plane's on `port` + 5, the agent's on
+    #: `port` + 6. "": none.
+    metrics_listen: str = "127.0.0.1"
+    #: OpenTelemetry collector that takes traces by OTLP over HTTP, "http://host:4318"; "": that of OTEL_EXPORTER_OTLP_ENDPOINT.
+    otlp_endpoint: str = ""
     #: Rules that override the defaults of who may do what, in oslo.policy's language; "" for policy.yaml in the state directory.
     policy_file: str = ""
     #: MiB that etcd's database may have; then it takes no more writes until maintenance has made room. Of an etcd of yours, what
@@ -203,8 +210,8 @@ class Config:
         """This, if it makes sense. Raises Invalid, naming the setting."""
         if not (1 <= len(self.name) <= 12 and self.name.isascii() and self.name.replace("-", "").isalnum()):
             raise Invalid("config.name", f"name {self.name!r} must be 1 to 12 letters, digits or hyphens")
-        if not 1 <= self.port <= 65530:
-            raise Invalid("config.port", f"port {self.port} must be 1 to 65530: the five ports from it on are used")
+        if not 1 <= self.port <= 65529:
+            raise Invalid("config.port", f"port {self.port} must be 1 to 65529: the seven ports from it on are used")
         if bool(self.certificate) != bool(self.key):
             raise Invalid("config.certificate", "certificate and key go together: give both or none")
         for path in filter(None, (self.certificate, self.key)):
@@ -235,6 +242,8 @@ class Config:
             raise Invalid("config.evacuation", f"evacuation {self.evacuation!r} must be manual or auto")
         if self.fence_command and not os.path.isabs(self.fence_command[0]):
             raise Invalid("config.fence_command", f"fence_command {self.fence_command[0]!r} must be an absolute path")
+        if self.log_format not in ("text", "json"):
+            raise Invalid("config.log_format", f"log_format {self.log_format!r} must be text or json")
         if self.hypervisor not in ("", "simulated"):
             raise Invalid("config.hypervisor", f"hypervisor {self.hypervisor!r} must be empty or simulated")
         for name in ("lockout_failure_attempts", "password_expires_days", "unique_last_password_count", "minimum_password_age",

@@ -13,6 +13,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from agents.telemetry import traces
 from control.kernel.cache import Cache, Kind
 from control.kernel.errors import NotFound, Stale, Unavailable
 from control.kernel.overlay import Overlay, current
@@ -192,7 +193,11 @@ class Database:
                     if not contended and (contended := self.queued(writes)):
                         continue
                     try:
-                        revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
+                        if traces.tracer is not None:
+                            with traces.span("commit", writes=len(writes), attempt=attempt):
+                                revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
+                        else:
+                            revision = await self.store.commit(*writes, guards=[*own_guards, *guards])
                     except Stale as stale:
                         if any(guard.what == "created" for guard in guards) and await self._fenced(guards):
                             raise

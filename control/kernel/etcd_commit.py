@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import grpc
 
+from agents.telemetry.timing import Timings
 from control.kernel.acting import acting
 from control.kernel.errors import Stale, Unavailable
 from control.kernel.etcd_client import AioRpcError, Client, prefix_range, rpc_pb2
@@ -66,6 +67,8 @@ class Committer:
 
     def __init__(self, client: Client):
         self._client = client
+        self.timings = Timings()        # by outcome: "ok", or an error's name; Stale is a lost race
+        self.newest = 0                 # the highest revision of these commits
         self._waiting: deque[_Commit] = deque()
         self._flights: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -83,7 +86,16 @@ class Committer:
         commit = _Commit(writes, guards)
         self._waiting.append(commit)
         self._schedule()
-        return await commit.answer
+        started, outcome = time.perf_counter(), "ok"
+        try:
+            revision = await commit.answer
+            self.newest = max(self.newest, revision)
+            return revision
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self.timings.add((outcome,), time.perf_counter() - started)
 
     async def close(self) -> None:
         if self._calm:

@@ -44,6 +44,13 @@ class EtcdStore:
     def __init__(self, endpoints: Sequence[str], credentials: Credentials | None = None, *, patience: float = PATIENCE):
         self.client = Client(endpoints, credentials, patience=patience)
         self._committer = Committer(self.client)
+        self.commits = self._committer.timings
+        self._read = 0
+
+    @property
+    def newest(self) -> int:
+        """The highest revision that etcd has told of, to a commit or a scan."""
+        return max(self._committer.newest, self._read)
 
     async def get(self, key: str) -> Record:
         response = await self.client.call(lambda member: member.kv.Range, rpc_pb2.RangeRequest(key=key.encode()))
@@ -68,6 +75,7 @@ class EtcdStore:
             records += map(_record, response.kvs)
             request.revision = request.revision or response.header.revision
             if not response.more:
+                self._read = max(self._read, request.revision)
                 return records, request.revision
             request.key = response.kvs[-1].key + b"\0"
 

@@ -6,8 +6,11 @@ change that is missed costs a resync period and nothing else.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from agents.telemetry import traces
+from agents.telemetry.timing import Timings
 from control.kernel.acting import Author, author
 from control.kernel.cache import Cache, Change
 from control.kernel.errors import Error
@@ -22,9 +25,11 @@ FIRST_BACKOFF, MAX_BACKOFF, RESYNC = 0.05, 30.0, 60.0
 #: cut off, and whoever carries on sees how far it came.
 FINISH_WITHIN = 0.3
 
-
 #: Keys that a worker looks at before it lets others run. A full pass over 100,000 must hold nobody up.
 IN_A_ROW = 20
+
+#: The controllers that run in this process, for who counts what they do.
+RUNNING: "dict[Controller, None]" = {}
 
 
 class WorkQueue:
@@ -32,7 +37,7 @@ class WorkQueue:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
-        self._due: set[str] = set()            # what the queue holds
+        self._due: dict[str, float] = {}       # what the queue holds, oldest first, and since when
         self._working: set[str] = set()
         self._again: set[str] = set()          # added while in work
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -45,8 +50,18 @@ class WorkQueue:
         if key in self._working:
             self._again.add(key)
         elif key not in self._due:
-            self._due.add(key)
+            self._due[key] = time.monotonic()
             self._queue.put_nowait(key)
+
+    @property
+    def depth(self) -> int:
+        """Keys that wait for a worker now."""
+        return len(self._due)
+
+    @property
+    def age(self) -> float:
+        """Seconds that the oldest of them has waited; 0 where none waits."""
+        return time.monotonic() - next(iter(self._due.values())) if self._due else 0.0
 
     def add_later(self, key: str, seconds: float) -> None:
         """Add a key after a while, or sooner if something else adds it."""
@@ -73,7 +88,7 @@ class WorkQueue:
         if self._closed or key is None:
             self._queue.put_nowait(None)       # for the next who takes
             return None
-        self._due.discard(key)
+        self._due.pop(key, None)
         self._working.add(key)
         return key
 
@@ -119,12 +134,16 @@ class Controller:
         self._mine = mine
         self._workers = workers
         self._resync = resync
+        self.queue = WorkQueue()
+        #: Of single steps, by outcome: "ok", or an error's name.
+        self.timings = Timings()
 
     async def run(self) -> None:
         """Reconcile until cancelled; steps in progress then have FINISH_WITHIN to end."""
         author.set(Author(f"reconciler:{self.name}"))       # of this task and of the workers that it starts
         await self._cache.ready.wait()
-        queue = WorkQueue()
+        queue = self.queue = WorkQueue()
+        RUNNING[self] = None
 
         def on_change(change: Change) -> None:
             for key in self._keys_of(change):
@@ -145,6 +164,7 @@ class Controller:
                 for worker in late:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
+                RUNNING.pop(self, None)
 
     async def _work(self, queue: WorkQueue) -> None:
         taken = 0
@@ -152,12 +172,19 @@ class Controller:
             taken += 1
             if taken % IN_A_ROW == 0:
                 await asyncio.sleep(0)         # most keys are at rest, and none of the awaits here waits
+            started, outcome = time.perf_counter(), "ok"
             try:
-                again = await self._reconcile(key)
+                if traces.tracer is not None:
+                    with traces.span(f"reconcile {self.name}", key=key):
+                        again = await self._reconcile(key)
+                else:
+                    again = await self._reconcile(key)
             except Error as error:
+                outcome = type(error).__name__
                 log.warning("%s %s: %s", self.name, key, error)
                 queue.failed(key)
-            except Exception:
+            except Exception as error:
+                outcome = type(error).__name__
                 log.exception("%s %s failed", self.name, key)
                 queue.failed(key)
             else:
@@ -168,4 +195,5 @@ class Controller:
                     else:
                         queue.add(key)
             finally:
+                self.timings.add((outcome,), time.perf_counter() - started)
                 queue.done(key)

@@ -6,7 +6,6 @@ Streams: a client-streaming method gets an async iterator of requests, a server-
 """
 import asyncio
 import contextlib
-import contextvars
 import logging
 import random
 import re
@@ -22,6 +21,9 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
+from agents.telemetry import traces
+from agents.telemetry.logs import request_id
+from agents.telemetry.timing import Timings
 from control.kernel.acting import NOBODY, Author, author
 from control.kernel.caller import Caller
 from control.kernel.errors import Denied, Error, Invalid, Unauthenticated, Unavailable
@@ -31,6 +33,8 @@ from control.kernel.policy import Finder, Policy, RequestTarget, rule_name
 from control.kernel.rules import NO_TARGET
 from protos.brume.v1 import options_pb2
 from protos.internal.v1.idempotency_pb2 import IdempotentAnswer
+
+__all__ = ["Authenticator", "Call", "Dispatcher", "Method", "add_to_grpc", "new_request_id", "request_id", "within"]
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +49,19 @@ MAX_MESSAGE = 4 * 1024 * 1024
 #: In a read's answer: the revision of what it shows, from which changes can be watched.
 REVISION = "X-Brume-Revision"
 
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
-
 
 def new_request_id() -> str:
     """ "req-" and a random UUID, which tells calls apart and is no secret."""
     made = f"{random.getrandbits(128):032x}"
     return f"req-{made[:8]}-{made[8:12]}-4{made[13:16]}-{'89ab'[int(made[16], 16) & 3]}{made[17:20]}-{made[20:]}"
+
+
+_REQUEST_ID = re.compile(r"req-[0-9a-fA-F-]{36}\Z")
+
+
+def valid_request_id(text: str) -> str:
+    """A request id as a client sent it; "" where it is none."""
+    return text if _REQUEST_ID.match(text) else ""
 
 
 @dataclass(slots=True)
@@ -62,6 +72,9 @@ class Call:
     request_id: str = field(default_factory=new_request_id)
     microversion: tuple[int, int] | None = None    # None: the native API, which has everything
     remote: str = ""
+    #: What the client calls the work that this call is a part of, in its own X-Openstack-Request-Id; "" for nothing.
+    global_request_id: str = ""
+    traceparent: str = ""                          # W3C's: the client's span
     base_url: str = ""                             # "http://host:5000" as the client wrote it; "" for gRPC
     peer: str = ""                                 # common name of the client's certificate; "" without one
     timeout: float = DEFAULT_DEADLINE
@@ -114,7 +127,7 @@ class Method:
     server_streaming: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reads", self.descriptor.name.startswith(("List", "Get")))
+        object.__setattr__(self, "reads", self.descriptor.name.startswith(("List", "Get", "Show")))
         object.__setattr__(self, "client_streaming", self.descriptor.client_streaming)
         object.__setattr__(self, "server_streaming", self.descriptor.server_streaming)
 
@@ -129,6 +142,8 @@ class Dispatcher:
         self._authenticator = authenticator
         self._keys = keys
         self._revision = revision
+        #: Of calls that answer once, by method and outcome.
+        self.timings = Timings()
         self.policy = policy or Policy()
         self.methods: dict[str, Method] = {}
         self.services: list[ServiceDescriptor] = []
@@ -162,16 +177,10 @@ class Dispatcher:
         token, acting = request_id.set(call.request_id), author.set(NOBODY)
         outcome = "ok"
         try:
-            await self._enter(method, request, call)
-            author.set(_author(method, call))
-            call.revision = self._revision()
-            if method.client_streaming:
-                return await method.handler(request, call)
-            if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
-                answer = await within(self._once(self._keys, method, request, call), call.timeout)
-                outcome = "replayed" if call.is_replay else "ok"
-                return answer
-            return await within(method.handler(request, call), call.timeout)
+            if traces.tracer is not None:
+                with traces.span(method.name, parent=call.traceparent, server=True, request_id=call.request_id):
+                    return await self._call(method, request, call)
+            return await self._call(method, request, call)
         except BaseException as error:
             outcome = type(error).__name__
             known = _known(method, error)
@@ -179,9 +188,21 @@ class Dispatcher:
                 raise
             raise known from error
         finally:
-            _log_call(method, call, outcome, started)
+            seconds, outcome = time.perf_counter() - started, "replayed" if call.is_replay else outcome
+            self.timings.add((method.name, outcome), seconds)
+            _log_call(method, call, outcome, seconds)
             author.reset(acting)
             request_id.reset(token)
+
+    async def _call(self, method: Method, request: Any, call: Call) -> Message:
+        await self._enter(method, request, call)
+        author.set(_author(method, call))
+        call.revision = self._revision()
+        if method.client_streaming:
+            return await method.handler(request, call)
+        if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
+            return await within(self._once(self._keys, method, request, call), call.timeout)
+        return await within(method.handler(request, call), call.timeout)
 
     async def _once(self, keys: IdempotencyKeys, method: Method, request: Message, call: Call) -> Message:
         """What a call with an idempotency key answers: what it answered before, if it did."""
@@ -218,7 +239,7 @@ class Dispatcher:
                 raise
             raise known from error
         finally:
-            _log_call(method, call, outcome, started)
+            _log_call(method, call, outcome, time.perf_counter() - started)
 
     async def admit(self, name: str, call: Call) -> None:
         """Judge a call's token anew, and raise unless its caller may also make another call, asking for nothing in particular."""
@@ -327,12 +348,13 @@ def _known(method: Method, error: BaseException) -> BaseException:
     return Error("internal", "An unexpected error happened; the log has it under this request id.")
 
 
-def _log_call(method: Method, call: Call, outcome: str, started: float) -> None:
+def _log_call(method: Method, call: Call, outcome: str, seconds: float) -> None:
     if not log.isEnabledFor(logging.INFO):
         return
     caller = call.caller_or_none
-    log.info("%s %s %.1f ms user=%s project=%s from=%s", method.name, outcome, (time.perf_counter() - started) * 1000,
-             caller.user_id if caller else "-", (caller.project_id if caller else "") or "-", call.remote or "-")
+    log.info("%s %s %.1f ms user=%s project=%s from=%s%s", method.name, outcome, seconds * 1000,
+             caller.user_id if caller else "-", (caller.project_id if caller else "") or "-", call.remote or "-",
+             f" part of {call.global_request_id}" if call.global_request_id else "")
 
 
 # gRPC
@@ -389,7 +411,9 @@ def _call_of(context: grpc.aio.ServicerContext) -> Call:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     token = metadata.get("x-auth-token") or metadata.get("authorization", "").removeprefix("Bearer ")
     names = context.auth_context().get("x509_common_name", [])
-    call = Call(token=token, remote=context.peer(), peer=names[0].decode() if names else "")
+    call = Call(token=token, remote=context.peer(), peer=names[0].decode() if names else "",
+                traceparent=metadata.get("traceparent", ""),
+                global_request_id=valid_request_id(metadata.get("x-openstack-request-id", "")))
     remaining = context.time_remaining()
     if remaining is not None:
         call.timeout = min(remaining, DEFAULT_DEADLINE)

@@ -113,18 +113,19 @@ class Reader:
         self._timer: asyncio.TimerHandle | None = None       # runs on from one take() to the next: most are woken before it ends
         self._due = 0.0
 
-    def put(self, told: Told) -> None:
-        """Queue a step; drops the reader where that is too much."""
+    def put(self, told: Told) -> bool:
+        """Queue a step; drops the reader where that is too much, and says so."""
         if self.error is not None:
-            return
+            return False
         self._events += len(told.events)
         self._bytes += told.size
         if self._events > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
             self.end(Slow(f"The watch was dropped: {self._events} events of {self._bytes} bytes wait to be read. Read faster, "
                           f"and go on from revision {self.revision}.", self.revision))
-            return
+            return True
         self._waiting.append(told)
         self._notify()
+        return False
 
     def end(self, error: Error) -> None:
         """End the watch, with an error that the reader gets next."""
@@ -194,8 +195,15 @@ class Hub:
         self._following.__enter__()         # before any reader can come: to the end of the process
         self._most, self._most_per_user = readers, readers_per_user
         self._users: dict[str, int] = {}
+        self.told: dict[str, int] = {}          # events handed to readers' queues, by kind
+        self.dropped = 0                        # readers that were too slow
         self._groups: dict[Watchable, dict[tuple, Group]] = {}
         self._listening: dict[tuple[Watchable, str | None], dict[Group, None]] = {}     # by each name; None: all projects
+
+    def readers(self) -> dict[str, int]:
+        """How many there are, by kind."""
+        return {watchable.name: sum(len(group.readers) for group in groups.values())
+                for watchable, groups in self._groups.items()}
 
     @property
     def revision(self) -> int:
@@ -231,8 +239,10 @@ class Hub:
             for group in self._concerned(watchable, differences):
                 told = self._told(group, differences, revision)
                 if told is not None:
+                    name = watchable.name
+                    self.told[name] = self.told.get(name, 0) + len(told.events) * len(group.readers)
                     for reader in group.readers:
-                        reader.put(told)
+                        self.dropped += reader.put(told)
 
     def _concerned(self, watchable: Watchable, differences: Iterable[Difference]) -> Iterable[Group]:
         """The groups that see one of the records, before or after."""

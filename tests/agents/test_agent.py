@@ -2,6 +2,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import uuid
 
 import pytest
@@ -15,6 +16,7 @@ from agents.hypervisor.model import Seen
 from agents.hypervisor.simulated import SimulatedHypervisor
 from agents.link import TOGETHER, Link, Outbox, _together
 from agents.network.driver import SimulatedNetworking
+from agents.telemetry.logs import request_id
 from protos.internal.v1 import hosts_pb2 as pb
 from tests.agents.control_plane import Control
 
@@ -513,3 +515,29 @@ async def test_a_port_that_nobody_wishes_any_more_is_not_reported_down():
         host.change(removed=["port/p"])
         await asyncio.sleep(0.2)
         assert not host.networking.wired and len(host.history) == reports
+
+
+async def test_what_is_done_for_a_server_is_logged_under_the_request_that_wished_for_it():
+    lines: list[tuple[str, str]] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append((request_id.get(), record.getMessage()))
+
+    logger, handler = logging.getLogger("agents.agent"), Noting()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        one, other = wish(request_ids=["req-one", "req-theirs"]), wish()
+        async with running(Host()) as host:
+            host.snapshot(one, other)
+            for thing in (one, other):
+                await host.until_at_rest(thing, pb.ObservedServer.RUNNING)
+            assert host.agent.timings.count("start", "ok") == 2 and host.agent.counts()["servers"] == 2
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert ("req-one req-theirs", f"server {one.server.id}: start (missing)") in lines
+    assert ("-", f"server {other.server.id}: start (missing)") in lines
+    assert request_id.get() == "-"

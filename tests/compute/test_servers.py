@@ -2,7 +2,8 @@
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from control.compute.model import SERVER
+from control.compute.model import ACTION, SERVER
+from control.compute.projection import Projection
 from control.kernel import fleet
 from protos.internal.v1.hosts_pb2 import ObservedServer
 from tests.compute.fakes import PORT, act, make, show, world
@@ -459,3 +460,28 @@ async def test_each_microversion_shows_its_own_fields(microversion, has, has_not
         assert set(view["flavor"]) == ({"id", "links"} if microversion != "2.96" else {
             "original_name", "vcpus", "ram", "disk", "ephemeral", "swap", "extra_specs"})
         assert (await show(cloud.client("admin"), server_id))["OS-EXT-SRV-ATTR:instance_name"].startswith("instance-")
+
+
+async def test_the_ids_of_a_request_come_to_the_host_that_carries_it_out():
+    given = "req-11111111-2222-4333-8444-555555555555"
+    async with world() as cloud:
+        demo = cloud.client()
+        server_id = await make(demo)
+        await cloud.settle()
+        reply = await demo("POST", f"/servers/{server_id}/action", json_body={"os-stop": None},
+                           headers={"x-openstack-request-id": given})
+        assert reply.status == 202
+        own = reply.headers["x-openstack-request-id"]
+        action = cloud.database.get(ACTION, server_id, own)
+        assert action.global_request_id == given
+        projection = Projection(cloud.database, cloud.ports)
+        thing, = projection.objects_for("node-1")
+        assert list(thing.server.request_ids) == [own, given] != [given]
+        await cloud.settle()
+        assert await act(demo, server_id, os_start=None) == 202
+        thing, = projection.objects_for("node-1")
+        assert len(thing.server.request_ids) == 1 and thing.server.request_ids[0] not in (own, given)
+        bad = await demo("POST", f"/servers/{server_id}/action", json_body={"os-stop": None},
+                         headers={"x-openstack-request-id": "req-nonsense\r\nx"})
+        assert bad.status in (202, 409) and all("nonsense" not in each for each in cloud.database.get(
+            SERVER, server_id).desired.request_ids)
