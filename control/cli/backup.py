@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import click
 
 from control.backup import archive, making, restoring, sealing
+from control.backup.state import NOT_HEARD
 from control.cli import processes
 from control.cli.steps import Steps, console, progress_bar
 from control.kernel import config as settings
 from control.kernel.config import Config
 from control.kernel.errors import Unavailable
+
+#: Seconds that an agent has to say what runs on its host that it was not told of.
+HEARD_WITHIN = 30.0
 
 _passphrase = click.option("--passphrase", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
                            help="File whose first line is the passphrase of an encrypted backup.")
@@ -150,6 +155,16 @@ def strangers(config: Config) -> dict[str, list[str]]:
         hosts = [fleet.HOST.message.FromString(record.value) for record in records if record.value is not None]
         return {host.name: list(host.strangers) for host in hosts if host.strangers}
     return asyncio.run(read())
+
+
+def strangers_heard(config: Config) -> dict[str, list[str]]:
+    """As strangers(), once this machine's own agent has said what runs here, or HEARD_WITHIN is over."""
+    limit = time.monotonic() + HEARD_WITHIN
+    while True:
+        found = strangers(config)
+        if NOT_HEARD not in found.get(config.host_name, ()) or time.monotonic() > limit:
+            return found
+        time.sleep(0.3)
 
 
 def _say(manifest: dict[str, Any], file: Path, as_json: bool) -> None:
