@@ -67,7 +67,7 @@ def make(state_dir: Path | None, file: Path, encrypt: Path | None, no_images: bo
                 begin=lambda total: stack.enter_context(progress_bar("backup", total, quiet=as_json))))
         except OSError as error:
             raise click.ClickException(f"{file}: {error.strerror or error}; nothing is left of it") from error
-    _say(manifest, file, as_json)
+    _say(manifest, file, "has", as_json)
 
 
 @backup.command()
@@ -78,7 +78,7 @@ def verify(file: Path, passphrase: Path | None, as_json: bool) -> None:
     """Check that every part of a backup is there and is what it was."""
     with progress_bar("verify", file.stat().st_size, quiet=as_json) as advance:
         manifest = archive.verify(file, sealing.passphrase(passphrase) if passphrase else None, advance)
-    _say(manifest, file, as_json)
+    _say(manifest, file, "is whole:", as_json)
 
 
 @click.command()
@@ -167,11 +167,11 @@ def strangers_heard(config: Config) -> dict[str, list[str]]:
         time.sleep(0.3)
 
 
-def _say(manifest: dict[str, Any], file: Path, as_json: bool) -> None:
+def _say(manifest: dict[str, Any], file: Path, verb: str, as_json: bool) -> None:
     said = making.describe(manifest)
     if as_json:
         click.echo(json.dumps({**said, "file": str(file)}))
         return
-    click.echo(f"{file} is whole: the cloud {said['cloud']} at {said['made_at']} (revision {said['revision']}), "
+    click.echo(f"{file} {verb} the cloud {said['cloud']} at {said['made_at']} (revision {said['revision']}), "
                f"{sum(said['records'].values())} records, {said['images']} images, {said['bytes'] / 2**20:.1f} MiB in "
                f"{said['parts']} parts")
