@@ -5,10 +5,11 @@ world is looked at before each step, and a step may always be taken again. So a 
 libvirtd costs another look and nothing more; virtual machines run on while agent and control plane are away.
 
     main.py           wires one agent from its configuration
-    session.py        the stream to the control plane: hello, wishes in, observations out
+    link.py           the stream to the control plane: hello, wishes in, observations out
     agent.py          the wishes of this host, and who works on each
     work.py           keys to work on, each by one worker at a time, again after failure
     hypervisor/       servers: the Protocol, libvirt and simulated
     image/            the cache that disks are made from
+    telemetry/        what every process of a cloud, the control plane too, tells of itself: metrics, health, logs, traces
     network/          taps, bridges, DHCP, metadata, filters, routers
 """

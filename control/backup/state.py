@@ -21,11 +21,13 @@ from control.kernel.etcd_client import AioRpcError, prefix_range, rpc_pb2
 from control.kernel.etcd_commit import MARKS
 from control.kernel.etcd_maintenance import TOUCHED
 from control.kernel.etcd_store import PAGE, PAGE_DEADLINE, EtcdStore
+from control.kernel.fleet import HOST
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS, Record, size_of
 from protos.compute.v1.records_pb2 import ServerRecord
 from protos.image.v1.records_pb2 import ImageRecord
 from protos.internal.v1.audit_pb2 import AuditOrigin
 from protos.internal.v1.backup_pb2 import StateChunk
+from protos.internal.v1.fleet_pb2 import HostRecord
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ PASSING = (MARKS, *(kind.prefix for kind in replicas.KINDS), TOUCHED.decode())
 
 #: In the store while a restore goes on: what is there beside it may be thrown away.
 LOADING = "restore/loading"
+
+#: Stands for the servers of a host that the state does not know, until its agent has said which there are.
+NOT_HEARD = "?"
 
 #: Commits under way at once while a state is loaded.
 FLIGHTS = 8
@@ -87,6 +92,10 @@ def adjusted(key: str, value: bytes, now_ms: int, image_directory: str) -> bytes
         server = ServerRecord.FromString(value)
         server.desired.generation = max(server.desired.generation + 1, now_ms)
         return server.SerializeToString(deterministic=True)
+    if key.startswith(HOST.prefix):
+        host = HostRecord.FromString(value)
+        host.strangers[:] = [NOT_HEARD]
+        return host.SerializeToString(deterministic=True)
     if key == ORIGIN:
         origin = AuditOrigin.FromString(value)
         origin.era = secrets.token_hex(8)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import click
 
 from control.backup import archive, making, restoring, sealing
+from control.backup.state import NOT_HEARD
 from control.cli import processes
 from control.cli.steps import Steps, console, progress_bar
 from control.kernel import config as settings
 from control.kernel.config import Config
 from control.kernel.errors import Unavailable
+
+#: Seconds that an agent has to say what runs on its host that it was not told of.
+HEARD_WITHIN = 30.0
 
 _passphrase = click.option("--passphrase", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
                            help="File whose first line is the passphrase of an encrypted backup.")
@@ -62,7 +67,7 @@ def make(state_dir: Path | None, file: Path, encrypt: Path | None, no_images: bo
                 begin=lambda total: stack.enter_context(progress_bar("backup", total, quiet=as_json))))
         except OSError as error:
             raise click.ClickException(f"{file}: {error.strerror or error}; nothing is left of it") from error
-    _say(manifest, file, as_json)
+    _say(manifest, file, "has", as_json)
 
 
 @backup.command()
@@ -73,7 +78,7 @@ def verify(file: Path, passphrase: Path | None, as_json: bool) -> None:
     """Check that every part of a backup is there and is what it was."""
     with progress_bar("verify", file.stat().st_size, quiet=as_json) as advance:
         manifest = archive.verify(file, sealing.passphrase(passphrase) if passphrase else None, advance)
-    _say(manifest, file, as_json)
+    _say(manifest, file, "is whole:", as_json)
 
 
 @click.command()
@@ -152,11 +157,21 @@ def strangers(config: Config) -> dict[str, list[str]]:
     return asyncio.run(read())
 
 
-def _say(manifest: dict[str, Any], file: Path, as_json: bool) -> None:
+def strangers_heard(config: Config) -> dict[str, list[str]]:
+    """As strangers(), once this machine's own agent has said what runs here, or HEARD_WITHIN is over."""
+    limit = time.monotonic() + HEARD_WITHIN
+    while True:
+        found = strangers(config)
+        if NOT_HEARD not in found.get(config.host_name, ()) or time.monotonic() > limit:
+            return found
+        time.sleep(0.3)
+
+
+def _say(manifest: dict[str, Any], file: Path, verb: str, as_json: bool) -> None:
     said = making.describe(manifest)
     if as_json:
         click.echo(json.dumps({**said, "file": str(file)}))
         return
-    click.echo(f"{file} is whole: the cloud {said['cloud']} at {said['made_at']} (revision {said['revision']}), "
+    click.echo(f"{file} {verb} the cloud {said['cloud']} at {said['made_at']} (revision {said['revision']}), "
                f"{sum(said['records'].values())} records, {said['images']} images, {said['bytes'] / 2**20:.1f} MiB in "
                f"{said['parts']} parts")

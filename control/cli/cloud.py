@@ -6,7 +6,6 @@ nothing that is right. `down` leaves only the state directory, `down --purge` no
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from control.cli.steps import Steps, console
 from control.identity import directory_settings
 from control.identity.federation import settings as federation
 from control.kernel import config as settings
-
-#: Seconds after which an agent has said what runs on its host that it was not told of.
-STRANGERS_AFTER = 3.0
 
 
 @click.command()
@@ -96,8 +92,11 @@ def up(state_dir: Path | None, config_file: Path | None, as_json: bool, no_seed:
     else:
         _print_summary(config, steps)
         for host, servers in unknown.items():
-            console.print(f"[yellow]{host} runs servers that the backup does not know, and leaves them alone: "
-                          f"{', '.join(servers)}[/]")
+            if backup.NOT_HEARD in servers:
+                console.print(f"[yellow]{host} has not said yet whether it runs servers that the backup does not know[/]")
+            else:
+                console.print(f"[yellow]{host} runs servers that the backup does not know, and leaves them alone: "
+                              f"{', '.join(servers)}[/]")
 
 
 @click.command()
@@ -175,10 +174,9 @@ def env(state_dir: Path | None, demo: bool) -> None:
 
 
 def _strangers(config: settings.Config, steps: Steps) -> dict[str, list[str]]:
-    """What runs here that a restored state does not know, once this host has had a moment to say so."""
+    """What runs on which host that a restored state does not know; "?": its agent has not said so yet."""
     with steps("look for servers that the backup does not know"):
-        time.sleep(STRANGERS_AFTER)
-        return backup.strangers(config)
+        return backup.strangers_heard(config)
 
 
 def _print_summary(config: settings.Config, steps: Steps) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from control.kernel.config import Config, in_url
 
 #: What a replica answers 200 to while it can serve.
-HEALTH_PATH = "/v3"
+HEALTH_PATH = "/readyz"
 
 #: How often the balancer looks at a replica in ms, and how many failures in a row take it out. A connection that is refused
 #: meanwhile goes to another replica.
@@ -86,6 +86,7 @@ def balancer_command(config: Config) -> list[str]:
 def balancer(config: Config) -> str:
     """haproxy's configuration for a cloud: connections as they are, to the replica with the fewest, never to one that is down.
 
+    Where none is ready, as while etcd elects a leader, they go to any that listens: it answers what it can, and 503.
     TLS passes through: clients see the replicas' certificate, and agents prove theirs to the replica.
     """
     tls = " check-ssl verify none" if config.certificate else ""
@@ -95,7 +96,7 @@ def balancer(config: Config) -> str:
         "    timeout connect 1s", "    timeout client 1h", "    timeout server 1h", "    timeout check 2s",
         "    retries 3", "    option redispatch 1", "    option clitcpka", "    option srvtcpka",
         f"    srvtcpka-idle {SILENCE - 3}s", "    srvtcpka-intvl 1s", "    srvtcpka-cnt 3",
-        f"    option httpchk GET {HEALTH_PATH}", "    http-check expect status 200",
+        "    option allbackups", f"    option httpchk GET {HEALTH_PATH}", "    http-check expect status 200",
         # Not on-marked-down shutdown-sessions: it ends those that are about to go to another replica, too.
         f"    default-server check port {config.port}{tls} inter {CHECK_EVERY}ms fall {FAILURES} rise 1 tcp-ut {SILENCE}s",
     ]
@@ -103,6 +104,7 @@ def balancer(config: Config) -> str:
                                 ("agents", config.agent_listen, config.agent_port)):
         lines += [f"listen {name}", f"    bind {in_url(address)}:{port}"]
         lines += [f"    server {place.name} {in_url(place.address)}:{port}" for place in config.places]
+        lines += [f"    server {place.name}-any {in_url(place.address)}:{port} backup no-check" for place in config.places]
     return "\n".join(lines) + "\n"
 
 

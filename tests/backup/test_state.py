@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from control.backup.state import LOADING, adjusted, dump, load, pack
+from control.backup.state import LOADING, NOT_HEARD, adjusted, dump, load, pack
 from control.compute.model import SERVER
 from control.identity.model import TOKEN_KEY, VAULT_KEY
 from control.image.model import GARBAGE, IMAGE
 from control.kernel.errors import Conflict
 from control.kernel.etcd_store import EtcdStore
+from control.kernel.fleet import HOST
 from control.kernel.store import Record
 from protos.compute.v1.records_pb2 import DesiredServer, ServerRecord
 from protos.identity.v1.records_pb2 import TokenKey, VaultKey
 from protos.image.v1.records_pb2 import Garbage, ImageRecord
+from protos.internal.v1.fleet_pb2 import HostRecord
 from tests.conftest import Etcd
 
 pytestmark = pytest.mark.etcd
@@ -96,6 +98,11 @@ def test_image_data_is_in_one_directory_afterwards() -> None:
     image = adjusted(IMAGE.key("i"), ImageRecord(directory_id="there", file="f").SerializeToString(), NOW, "here")
     assert image and ImageRecord.FromString(image) == ImageRecord(directory_id="here", file="f")
     assert adjusted(GARBAGE.key("f"), Garbage(id="f", directory_id="there").SerializeToString(), NOW, "here") is None
+
+
+def test_what_a_host_runs_that_the_state_does_not_know_is_open_until_its_agent_says_so() -> None:
+    host = adjusted(HOST.key("h"), HostRecord(name="h", up=True, strangers=["old"]).SerializeToString(), NOW, "here")
+    assert host and HostRecord.FromString(host) == HostRecord(name="h", up=True, strangers=[NOT_HEARD])
 
 
 def test_keys_of_tokens_are_left_out_and_those_of_stored_secrets_are_not() -> None:
