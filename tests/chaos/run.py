@@ -48,6 +48,7 @@ def run(seed: int, seconds: float, *, clients: int = 8, hosts: int = 20, every: 
     """A whole run on a cloud of its own, which is taken down again."""
     report = Report(seed, seconds, clients, hosts)
     with tempfile.TemporaryDirectory(prefix="brume-chaos-", dir="/var/tmp") as made:
+        Path(made).chmod(0o711)                    # the balancer runs as a user of its own
         where = directory or Path(made) / "run"
         with brought_up(where, seed, hosts) as setting:
             say(f"the cloud is up; seed {seed}, {seconds:.0f} s, {clients} clients, {hosts} hosts")
