@@ -46,6 +46,10 @@ DEFAULT_DEADLINE = 60.0
 #: A request's bytes at most, on the gRPC listener; the gateway has its own limit for JSON.
 MAX_MESSAGE = 4 * 1024 * 1024
 
+#: Seconds that a client may take to read what fills its connection. Too low cuts off slow networks; too high lets idle ones hold
+#: what is meant for them.
+WRITE_TIMEOUT = 60.0
+
 #: In a read's answer: the revision of what it shows, from which changes can be watched.
 REVISION = "X-Brume-Revision"
 
@@ -384,14 +388,19 @@ def _handler(dispatcher: Dispatcher, method: Method) -> grpc.RpcMethodHandler:
             await _abort(context, call, error)
             raise AssertionError("abort raises") from error
 
-    async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncGenerator[Message, None]:
+    async def stream(request: Any, context: grpc.aio.ServicerContext) -> None:
         call = _call_of(context)
         try:
             async with contextlib.aclosing(dispatcher.stream(method, request, call)) as messages:
                 async for message in messages:
-                    yield message
+                    await within(context.write(message), WRITE_TIMEOUT)
         except Error as error:
             await _abort(context, call, error)
+        except TimeoutError:
+            log.info("%s: the client reads nothing: cut off", call.request_id)
+            slow = Unavailable("stream.slow", f"Nothing was read for {WRITE_TIMEOUT:.0f} s.")
+            with contextlib.suppress(TimeoutError):
+                await within(_abort(context, call, slow), 1.0)     # it may wait for the reader, too
 
     make: Callable[..., grpc.RpcMethodHandler]
     match method.client_streaming, method.server_streaming:

@@ -100,3 +100,35 @@ async def test_what_is_told_to_many_is_made_once(cloud):
     finally:
         for stream in streams:
             await stream.__aexit__(None, None, None)
+
+
+async def test_a_native_client_that_reads_nothing_is_cut_off_too(cloud, monkeypatch):
+    import grpc
+
+    from control.kernel import rpc
+    from protos.watch.v1 import watches_pb2, watches_pb2_grpc
+
+    monkeypatch.setattr(rpc, "WRITE_TIMEOUT", 0.3)
+    token = await cloud.token("demo")
+    hub = cloud.replica.watches
+    server = grpc.aio.server()
+    rpc.add_to_grpc(cloud.replica.dispatcher, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = watches_pb2_grpc.WatchesStub(channel).Watch(watches_pb2.WatchRequest(kind="networks"),
+                                                               metadata=(("x-auth-token", token),))
+            await call.read()
+            (group,) = hub._groups[hub.watchables["networks"]].values()
+            (reader,) = group.readers
+            event = hubs.WatchEvent(type=hubs.WatchEvent.MODIFIED)
+            event.object.value = b"x" * 1_000_000
+            async with asyncio.timeout(30):
+                while hub._groups:
+                    reader.put(hubs.Told((event,), 1, 1))
+                    await asyncio.sleep(0.001)
+            assert not hub._users
+            call.cancel()
+    finally:
+        await server.stop(0)
