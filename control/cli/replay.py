@@ -123,9 +123,9 @@ class Replay:
     def report(self) -> str:
         """The same in a sentence."""
         figures = self.figures()
-        return ("{asked} asked for, {placed} placed, {refused} refused for want of room, {early} over before they ran, {failed} not "
-                "taken; create to ACTIVE p50 {active_p50_ms} ms, p95 {active_p95_ms} ms, p99 {active_p99_ms} ms; at most {late_s} s "
-                "late").format(**figures)
+        return ("{asked} asked for, {placed} placed, {refused} refused for want of room, {early} over before they ran, {failed} "
+                "not taken; create to ACTIVE p50 {active_p50_ms} ms, p95 {active_p95_ms} ms, p99 {active_p99_ms} ms; at most "
+                "{late_s} s late").format(**figures)
 
     # In threads of its own
 
