@@ -22,7 +22,7 @@ AT_ONCE = 32
 #: Seconds between two looks at which servers have become ACTIVE or ERROR: how exact latencies are.
 LOOK_EVERY = 0.1
 
-#: Seconds that such a look goes back. A server that is ACTIVE for less between two looks would count as failed.
+#: Seconds that such a look goes back. A server that is ACTIVE for less between two looks would count as over early.
 LOOK_BACK = 10
 
 #: Lines of a trace at most: it is kept in memory.
@@ -87,7 +87,7 @@ class Replay:
         self._asked: dict[str, float] = {}             # server -> when it was asked for, until it is ACTIVE or ERROR
         self._refused: set[str] = set()                # servers in ERROR
         self._ends: list[tuple[float, str]] = []       # (when, server) of deletions to come, a heap
-        self._counts = dict.fromkeys(("asked", "placed", "refused", "failed", "deleted"), 0)
+        self._counts = dict.fromkeys(("asked", "placed", "refused", "early", "failed", "deleted"), 0)
         self._finished = 0
         self._latencies: list[float] = []
         self._late = 0.0
@@ -123,8 +123,9 @@ class Replay:
     def report(self) -> str:
         """The same in a sentence."""
         figures = self.figures()
-        return ("{asked} asked for, {placed} placed, {refused} refused for want of room, {failed} failed; create to ACTIVE p50 "
-                "{active_p50_ms} ms, p95 {active_p95_ms} ms, p99 {active_p99_ms} ms; at most {late_s} s late").format(**figures)
+        return ("{asked} asked for, {placed} placed, {refused} refused for want of room, {early} over before they ran, {failed} "
+                "not taken; create to ACTIVE p50 {active_p50_ms} ms, p95 {active_p95_ms} ms, p99 {active_p99_ms} ms; at most "
+                "{late_s} s late").format(**figures)
 
     # In threads of its own
 
@@ -187,7 +188,7 @@ class Replay:
         with self._lock:
             self._finished += 1
             if self._asked.pop(server_id, None) is not None:
-                self._counts["failed"] += 1            # it never was ACTIVE in its life
+                self._counts["early"] += 1             # its life was over before it was ACTIVE
             elif server_id in self._refused:
                 self._refused.discard(server_id)
             else:

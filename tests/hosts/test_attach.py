@@ -34,6 +34,7 @@ class Things:
     def __init__(self, database: Database):
         self._db = database
         self.seen: list = []
+        self.made: list = []
 
     def hosts_of(self, change: Change):
         return {thing.service for thing in (change.before, change.after)
@@ -48,8 +49,11 @@ class Things:
     def parts_for(self, host: str):
         for thing in self._db.cache.by(THING, "host", host):
             key = f"router/{thing.project_id}"
-            router = pb.HostRouter(id=thing.project_id, admin_up=bool(thing.used.get("up")))
-            yield key, self._db.cache.at(THING, THING.key_of(thing))[0], functools.partial(pb.HostObject, key=key, router=router)
+            yield key, self._db.cache.at(THING, THING.key_of(thing))[0], functools.partial(self._make, key, thing)
+
+    def _make(self, key: str, thing: QuotaLedger):
+        self.made.append(key)
+        return pb.HostObject(key=key, router=pb.HostRouter(id=thing.project_id, admin_up=bool(thing.used.get("up"))))
 
     def observed_server(self, transaction, host, server):
         self.seen.append((host, server.id))
@@ -566,4 +570,21 @@ async def test_hosts_that_share_a_thing_hear_of_it_a_little_later(world):
     heard = (await call.read()).desired
     assert [thing.key for thing in heard.upserts] == ["router/b"]
     assert heard.revision == database.cache.revision, "many changes at a time"
+    call.cancel()
+
+
+async def test_an_object_whose_version_stays_is_not_made_again_and_one_that_comes_out_the_same_is_not_sent(world):
+    database, things, _, stub = world
+    await put(database, "a", "one")
+    await put(database, "b", "one")
+    call = stub("one").Attach()
+    await call.write(hello("one"))
+    await call.read()
+    assert sorted(things.made) == ["router/a", "router/b"]
+    things.made.clear()
+    await put(database, "a", "one", colour=7)
+    await until(lambda: things.made == ["router/a"])
+    await put(database, "b", "one", up=1)
+    change = (await call.read()).desired
+    assert [thing.key for thing in change.upserts] == ["router/b"] and things.made == ["router/a", "router/b"]
     call.cancel()
