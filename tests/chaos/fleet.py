@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import uvloop
-from agents.simulation.fleet import Fleet, Plan
 
 from agents.hypervisor.model import Seen
+from agents.simulation.fleet import Fleet, Plan
 
 
 def domains(fleet: Fleet) -> dict[str, dict[str, str]]:
