@@ -18,10 +18,10 @@ import sys
 import time
 from typing import Any
 
+import load
+import simulated_cloud
 import uvloop
-
-from benchmarks import load, simulated_cloud
-from benchmarks.simulated_cloud import Cloud, Meter, Tenant
+from simulated_cloud import Cloud, Meter, Tenant
 
 #: Seconds between two lists of a client: while things change, growing by half to the second while nothing does. Latencies are
 #: exact to that; shorter costs a request more for each.

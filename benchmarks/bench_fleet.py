@@ -15,8 +15,9 @@ import sys
 import time
 from typing import Any
 
-from benchmarks import load, simulated_cloud
-from benchmarks.simulated_cloud import Cloud, Meter, Tenant, until
+import load
+import simulated_cloud
+from simulated_cloud import Cloud, Meter, Tenant, until
 
 #: Servers of a project, of one create call, and those that are under way while it is filled.
 PER_PROJECT, PER_CALL, UNDER_WAY = 1000, 100, 1000

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import load
+
 from agents.simulation import run
 from agents.simulation.fleet import Plan
-from benchmarks import load
 from control.cli import credentials, processes
 from control.cli.session import Session
 from control.cli.simulate import FAMILY
@@ -82,15 +83,16 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def running(port: int = PORT) -> Iterator[Cloud]:
+def running(port: int = PORT, replicas: int = 1) -> Iterator[Cloud]:
     """A new cloud in a temporary directory, with fsync as ever; gone afterwards, SIGTERM or not. Needs root."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     state_dir = Path(tempfile.mkdtemp(prefix="brume-", dir="/var/tmp"))
+    state_dir.chmod(0o711)                     # a balancer runs as a user of its own
     toml = state_dir / "settings.toml"
     toml.write_text('hypervisor = "simulated"\n')
     try:
         _brume(state_dir, "up", "--config", str(toml), "--name", NAME, "--port", str(port), "--public-cidr", PUBLIC, "--no-seed",
-               "--json")
+               "--json", *(["--replicas", str(replicas)] if replicas > 1 else []))
         config = settings.load(state_dir)
         admin = credentials.ensure(config)["admin"].session(config)
         flavor = admin.request("POST", "compute", "/flavors", {"flavor": {
@@ -112,7 +114,7 @@ def hosts(cloud: Cloud, count: int, processes: int = 1, **plan: Any) -> Iterator
     """Simulated hosts of the cloud, all of them attached."""
     own = pki.ensure_leaf(cloud.config.pki_dir, FAMILY, client=True)
     wanted = Plan(count=count, ca=own.ca, certificate=own.certificate, key=own.key,
-                  endpoints=(f"{cloud.config.agent_listen}:{cloud.config.agent_port}",), **plan)
+                  endpoints=cloud.config.agent_endpoints, **plan)
     with run.running(wanted, processes) as fleet:
         until(lambda: fleet.totals()["settled"] == count, 600, "the hosts to attach")
         yield fleet
