@@ -13,7 +13,7 @@ PACKAGES := etcd-server haproxy \
 	slapd \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
-.PHONY: cloud test conformance commands schemas fuzz system environment clean
+.PHONY: cloud test keyed conformance commands schemas fuzz system environment clean
 
 cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume up
@@ -21,6 +21,9 @@ cloud: environment  ## A cloud on this machine, with a server in it
 
 test: environment  ## All tests, the real virtual machine among them
 	$(SUDO) $(VENV)/bin/python -m pytest
+
+keyed: environment  ## The services' tests with an idempotency key on every call
+	$(SUDO) $(VENV)/bin/python -m pytest -p tests.keyed tests/compute tests/identity tests/image tests/network tests/placement
 
 conformance: environment  ## Tempest against a cloud of its own; ARGUMENTS="--only identity", "--check", "--json", ...
 	$(SUDO) $(VENV)/bin/python tests/conformance/tempest/run.py $(ARGUMENTS)

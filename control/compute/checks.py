@@ -42,9 +42,10 @@ class Checks:
 
     def allocations(self, tx: Transaction) -> Iterator[Finding]:
         held = {allocation.consumer_uuid: allocation for allocation in tx.rows(fleet.ALLOCATION)}
+        there = {host.name: host for host in tx.rows(fleet.HOST)}
+        roots = {provider.uuid: provider.root_uuid for provider in tx.rows(fleet.PROVIDER)}
         for server in tx.rows(SERVER):
-            allocation = held.pop(server.id, None)
-            host = tx.get(fleet.HOST, server.host) if server.host else None
+            allocation, host = held.pop(server.id, None), there.get(server.host)
             if allocation is not None and not server.host:
                 yield Finding(_named(server), "holds an allocation and is on no host", "The room is lost to others.",
                               remedy="Give it back.", mend=self._release(server.id))
@@ -52,7 +53,8 @@ class Checks:
                 yield Finding(_named(server), f"is on host {server.host} and holds nothing there",
                               "Others are placed where it takes room.", remedy="Allocate what its flavor needs.",
                               mend=self._hold(server.id))
-            elif host is not None and allocation is not None and not self._is_on(tx, host.id, allocation.providers):
+            elif (host is not None and allocation is not None       # what hosts share may be beside what is the host's
+                  and host.id not in {roots.get(uuid) for uuid in allocation.providers}):
                 yield Finding(_named(server), f"is on host {server.host} and holds something elsewhere: "
                               f"{', '.join(allocation.providers)}", "Others are placed where it takes room.",
                               remedy="Allocate what its flavor needs where it is, in place of what it holds.",
@@ -61,12 +63,6 @@ class Checks:
             if allocation.consumer_type == INSTANCE:
                 yield Finding(f"allocation {allocation.consumer_uuid}", "its server is gone", "The room is lost to others.",
                               remedy="Give it back.", mend=self._release(allocation.consumer_uuid))
-
-    @staticmethod
-    def _is_on(tx: Transaction, host_id: str, providers: object) -> bool:
-        """Whether some of an allocation is of the host's tree; what hosts share may be beside it."""
-        roots = {provider.root_uuid for uuid in providers if (provider := tx.get(fleet.PROVIDER, uuid)) is not None}  # type: ignore[attr-defined]
-        return host_id in roots
 
     def _release(self, server_id: str) -> Callable[[Transaction], None]:
         def mend(tx: Transaction) -> None:
@@ -83,20 +79,20 @@ class Checks:
 
     def ports(self, tx: Transaction) -> Iterator[Finding]:
         astray: dict[str, list[str]] = {}
+        there = {server.id: server for server in tx.rows(SERVER)}
         for port_id, server_id, host in self._ports.bound(tx):
-            server = tx.get(SERVER, server_id)
+            server = there.get(server_id)
             if server is None or server.host != host:
                 astray.setdefault(server_id, []).append(f"port {port_id} on {host or 'no host'}")
         for server_id, found in astray.items():
-            server = tx.get(SERVER, server_id)
+            server = there.get(server_id)
 
-            def mend(tx: Transaction, server_id: str = server_id) -> None:
-                there = tx.get(SERVER, server_id)
+            def mend(tx: Transaction, server_id: str = server_id, server: ServerRecord | None = server) -> None:
                 tx.guard_unchanged(SERVER, server_id)
-                if there is None:
+                if server is None:
                     self._ports.release(tx, server_id)
                 else:
-                    self._ports.bind(tx, server_id, there.host)
+                    self._ports.bind(tx, server_id, server.host)
 
             if server is None:
                 yield Finding(f"server {server_id}", f"is gone, and has left {', '.join(found)}",
@@ -124,8 +120,9 @@ class Checks:
 
 
 def hosts(tx: Transaction) -> Iterator[Finding]:
+    there = {host.name for host in tx.rows(fleet.HOST)}
     for server in tx.rows(SERVER):
-        if server.host and not server.desired.deleted and tx.get(fleet.HOST, server.host) is None:
+        if server.host and not server.desired.deleted and server.host not in there:
             yield Finding(_named(server), f"is on host {server.host}, which is no host of this cloud any more",
                           "It runs nowhere.", remedy="Delete the server; or attach the host again.")
 

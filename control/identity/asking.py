@@ -27,6 +27,7 @@ class Asking:
 
     def __init__(self, servicer: Any, db: Database, directories: Directories):
         self._servicer = servicer
+        self._db = db
         self._before = Before(db, directories)
 
     def __getattr__(self, name: str) -> Any:
@@ -37,6 +38,8 @@ class Asking:
         async def asked(request: Any, call: Call) -> Any:
             if before is not None:
                 await before(self._before, request, call)
+            if after is not None:
+                self._db.apart()            # what comes after looks at what was committed
             answer = await handler(request, call)
             if after is not None:
                 await after(self._before, request, call)
