@@ -34,18 +34,51 @@ def page(rows: Iterable[M], *, limit: int, marker: str, sort: Sequence[tuple[Cal
     """
     if limit < 0:
         raise Invalid("list.limit", f"limit must not be negative, not {limit}")
-    ordered = sorted(rows, key=id_of)
+    ordered = list(rows)
     for key, descending in reversed(sort):
         ordered.sort(key=key, reverse=descending)  # type: ignore[arg-type]
-    start = 0
-    if marker:
-        start = next((i + 1 for i, row in enumerate(ordered) if id_of(row) == marker), -1)
-        if start < 0:
-            raise Invalid("list.marker", f"marker [{marker}] not found")
+    # Rows mostly come in an order that is near the one that is asked for, and so are sorted quickly. Their ids are not: only ties
+    # that the page touches are put in order of them.
     size = min(limit or MAX_PAGE, MAX_PAGE)
+    start = at = 0
+    if marker:
+        first = _start_of_run(ordered, _find(ordered, marker, id_of), sort)
+        at = _order_run(ordered, first, sort, id_of)
+        start = _find(ordered, marker, id_of, first) + 1
+    while at < min(len(ordered), start + size + 1):
+        at = _order_run(ordered, at, sort, id_of)
     rows_here = ordered[start:start + size]
     more = start + size < len(ordered)
     return rows_here, id_of(rows_here[-1]) if more and rows_here else ""
+
+
+_Sort = Sequence[tuple[Callable[[M], object], bool]]
+
+
+def _find(ordered: Sequence[M], marker: str, id_of: Callable[[M], str], first: int = 0) -> int:
+    """The place of a marker's row, at or after `first`."""
+    for place in range(first, len(ordered)):
+        if id_of(ordered[place]) == marker:
+            return place
+    raise Invalid("list.marker", f"marker [{marker}] not found")
+
+
+def _start_of_run(ordered: Sequence[M], at: int, sort: _Sort) -> int:
+    """The first of the rows beside one that sort as it does."""
+    keys = [key(ordered[at]) for key, _ in sort]
+    while at > 0 and all(key(ordered[at - 1]) == own for (key, _), own in zip(sort, keys, strict=True)):
+        at -= 1
+    return at
+
+
+def _order_run(ordered: list[M], at: int, sort: _Sort, id_of: Callable[[M], str]) -> int:
+    """Put the rows from one on that sort as it does in order of their ids; the place after the last of them."""
+    keys, last = [key(ordered[at]) for key, _ in sort], at + 1
+    while last < len(ordered) and all(key(ordered[last]) == own for (key, _), own in zip(sort, keys, strict=True)):
+        last += 1
+    if last - at > 1:
+        ordered[at:last] = sorted(ordered[at:last], key=id_of)
+    return last
 
 
 #: Query parameters that are not filters.

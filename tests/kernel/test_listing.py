@@ -1,4 +1,6 @@
 """Pages together are the list, whatever the sort; filters mean what OpenStack means by them."""
+from types import SimpleNamespace
+
 import pytest
 from google.protobuf import message_factory
 from hypothesis import given
@@ -134,3 +136,26 @@ def test_times_are_compared_and_a_row_without_one_is_not_kept(values, kept):
 def test_a_time_that_is_none_is_invalid(value):
     with pytest.raises(Invalid, match="password_expires_at"):
         select(users(1), [QueryParameter(key="password_expires_at", values=[value])])
+
+
+def _key(name):
+    return lambda row: getattr(row, name)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=14), st.integers(0, 6), st.randoms(),
+       st.sampled_from([[], [("a", True)], [("a", False), ("b", True)], [("b", False)]]))
+def test_pages_are_the_whole_order_cut_in_pieces_with_ties_by_id(pairs, limit, random, names):
+    rows = [SimpleNamespace(id=f"{number:02d}", a=a, b=b) for number, (a, b) in enumerate(pairs)]
+    sort = [(_key(name), descending) for name, descending in names]
+    whole = sorted(rows, key=_key("id"))
+    for key, descending in reversed(sort):
+        whole.sort(key=key, reverse=descending)
+    found, marker = [], ""
+    while True:
+        random.shuffle(rows)
+        here, marker = page(rows, limit=limit, marker=marker, sort=sort)
+        found += here
+        assert len(here) <= (limit or MAX_PAGE) and (not marker or marker == here[-1].id)
+        if not marker:
+            break
+    assert [row.id for row in found] == [row.id for row in whole]
