@@ -13,7 +13,7 @@ PACKAGES := etcd-server haproxy \
 	slapd \
 	libvirt-dev pkg-config gcc python3-dev python3-venv
 
-.PHONY: cloud test keyed conformance commands schemas fuzz system environment clean
+.PHONY: cloud test keyed chaos conformance commands schemas fuzz system environment clean
 
 cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume up
@@ -33,6 +33,9 @@ commands: environment  ## Every identity command of the openstack client, the lo
 
 schemas: environment  ## Made-up calls of every operation of the OpenAPI documents, against a cloud of its own
 	$(SUDO) $(VENV)/bin/python tests/conformance/schemathesis_run.py --cases $(or $(CASES),10000) $(ARGUMENTS)
+
+chaos: environment  ## A cloud under fire for MINUTES, from SEED where it is given; ARGUMENTS="--clients 20 ..."
+	$(SUDO) $(VENV)/bin/python -m tests.chaos.run --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) $(ARGUMENTS)
 
 fuzz: environment  ## Random bytes through the transcoder and the decoder, MINUTES each; findings go to build/fuzz
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "atheris>=3.0"

@@ -45,6 +45,7 @@ class Checks:
         there = {host.name: host for host in tx.rows(fleet.HOST)}
         roots = {provider.uuid: provider.root_uuid for provider in tx.rows(fleet.PROVIDER)}
         for server in tx.rows(SERVER):
+            held.pop(server.relocation.id, None)         # the room that waits for it where it moves to
             allocation, host = held.pop(server.id, None), there.get(server.host)
             if allocation is not None and not server.host:
                 yield Finding(_named(server), "holds an allocation and is on no host", "The room is lost to others.",

@@ -8,7 +8,7 @@ from control.image.files import Directory
 from control.image.model import GARBAGE, IMAGE, MEMBER
 from control.kernel import clock
 from control.kernel.database import Database, Transaction
-from control.kernel.findings import WARNING, Check, Finding, Probe, ledgers
+from control.kernel.findings import ERROR, WARNING, Check, Finding, Probe, ledgers
 from protos.image.v1.images_pb2 import Image
 
 #: Seconds that an upload may take: the largest image at 8 Mbit/s. One whose replica runs and sees it end ends sooner by itself.
@@ -50,11 +50,12 @@ class Checks:
     async def files(self) -> Iterable[Finding]:
         """What is wrong with this replica's directory."""
         held = await self._directory.names()
-        records = {record.file: record for record in self._database.rows(IMAGE)
-                   if record.file and record.directory_id == self._directory.id}
+        records = {record.file: record for record in self._database.rows(IMAGE) if record.file}
         let_go = {garbage.id for garbage in self._database.rows(GARBAGE)}
         found = [Finding(f"image {record.image.id}", f"its data, {name}, is not in {self._directory.path}",
-                         "Nobody can boot or download it.", remedy="Restore the file from a backup, or delete the image.")
+                         "It is fetched from a replica that has it; where none has, nobody can boot or download it.",
+                         severity=ERROR if record.directory_id == self._directory.id else WARNING,
+                         remedy="If it stays so, restore the file from a backup, or delete the image.")
                  for name, record in sorted(records.items()) if name not in held and not reconciler.arriving(record)]
         for name in sorted(held - records.keys() - let_go):
             if not await self._directory.held(name):

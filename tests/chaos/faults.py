@@ -74,7 +74,10 @@ def plan(seed: int, seconds: float, processes: Sequence[str], every: float = 4.0
             case "kill":
                 steps.append(Step(at, 0, fault, process=rng.choice(processes)))
             case "pause":
-                steps.append(Step(at, lasts, fault, process=rng.choice(processes)))
+                process = rng.choice(processes)
+                if process.startswith("fleet"):            # long enough, at times, for its hosts to be taken for dead
+                    lasts = min(rng.uniform(1, 25), seconds * 0.9 - at)
+                steps.append(Step(at, lasts, fault, process=process))
             case "kill-quorum" | "kill-every-control":
                 steps.append(Step(at, 0, fault, replica=replica))
             case "lose-replies":

@@ -71,18 +71,18 @@ async def _storm(setting: Setting, given: Given, history: History, report: Repor
                for number in range(report.clients)]
     until = time.monotonic() + report.seconds
 
-    async def look_after_the_fleet() -> None:
+    async def look_after_the_hosts() -> None:
         while True:
-            setting.watch_fleet()
+            setting.watch_fleets()
             await asyncio.sleep(0.5)
 
-    keeper = asyncio.create_task(look_after_the_fleet())
+    keeper = asyncio.create_task(look_after_the_hosts())
     async with asyncio.TaskGroup() as group:
         for worker in workers:
             group.create_task(worker.work(until))
         group.create_task(harm.follow(faults.plan(report.seed, report.seconds, setting.processes(), every)))
     keeper.cancel()
-    setting.watch_fleet()
+    setting.watch_fleets()
     report.faults = harm.done
     report.operations = dict(sorted(Counter(f"{each.verb} {each.outcome}" for each in history).items()))
     report.longest_gap = round(max((gap for worker in workers for gap in worker.gaps), default=0.0), 2)
@@ -108,6 +108,7 @@ async def _judge(setting: Setting, history: History, report: Report, say: Any) -
         report.wrong += invariants.findings(database)
         report.wrong += invariants.against_history(database, history)
         report.wrong += invariants.against_world(database, await asyncio.to_thread(setting.domains))
+        report.wrong += await asyncio.to_thread(setting.out_of_step)
         for thing in (*history.by_thing("keypair/").items(), *history.by_thing("address/").items()):
             report.wrong += _impossible(*thing)
     finally:
@@ -127,7 +128,7 @@ def _impossible(thing: str, operations: Sequence[Any]) -> list[str]:
 
 def _keep(where: Path, kept: Path) -> None:
     """The history and all logs of a run that went wrong."""
-    for file in (where / "history.jsonl", where / "fleet.log", *(where / "state").glob("log/*"),
+    for file in (where / "history.jsonl", *where.glob("fleet-*.log"), *(where / "state").glob("log/*"),
                  *(where / "state").glob("replica-*/log/*")):
         if file.is_file():
             (kept / f"{file.parent.parent.name}-{file.name}").write_bytes(file.read_bytes())

@@ -25,6 +25,9 @@ from tests.chaos.clients import Given
 BRUME = [sys.executable, "-m", "control.cli.main"]
 NAME, PORT, PUBLIC, REPLICA_CIDR = "brumechaos", 5700, "172.24.60.0/24", "172.24.61.0/24"
 
+#: The processes that have the simulated hosts, half of them each.
+FLEETS = ("fleet-1", "fleet-2")
+
 #: MiB of each replica's disk: etcd preallocates 64 for its log, twice.
 DISK_MIB = 512
 
@@ -43,7 +46,7 @@ class Setting:
         self.directory = directory
         self.state_dir = directory / "state"
         self.seed, self.hosts = seed, hosts
-        self._fleet: subprocess.Popen[bytes] | None = None
+        self._fleets: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = False
 
     # The way up and down
@@ -57,51 +60,69 @@ class Setting:
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("clock.c"), "-ldl"], check=True)
         (self.directory / "cloud.toml").write_text(
             f'name = "{NAME}"\nport = {PORT}\npublic_cidr = "{PUBLIC}"\nreplica_cidr = "{REPLICA_CIDR}"\n'
-            'hypervisor = "simulated"\nhost = "chaos-host"\n')
+            'hypervisor = "simulated"\nhost = "chaos-host"\nevacuation = "auto"\n')
         self.brume("up", "--replicas", "3", "--config", str(self.directory / "cloud.toml"), "--no-seed", "--json", environment={
             "LD_PRELOAD": str(library), "CHAOS_CLOCK": str(self.directory / "clocks")})
-        self.start_fleet()
+        for name in FLEETS:
+            self.start_fleet(name)
 
     def down(self) -> None:
         self._stopping = True
-        if self._fleet is not None:
-            self._fleet.terminate()
-            self._fleet.wait()
+        for fleet in self._fleets.values():
+            fleet.terminate()
+            fleet.wait()
         with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
             self.brume("down")
         for replica in (1, 2, 3):
             subprocess.run(["umount", self.disk(replica)], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def out_of_step(self) -> list[str]:
+        """What `brume doctor` finds on a replica: of its files and of the state."""
+        done = subprocess.run([*BRUME, "--state-dir", str(self.state_dir), "doctor", "--json"], check=False, text=True, timeout=60,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode not in (0, 1) or not done.stdout:
+            return [f"brume doctor: {done.returncode} {done.stderr[-500:]}"]
+        return [f"doctor: {finding['subject']} {finding['what']}" for finding in json.loads(done.stdout)["findings"]]
+
     def brume(self, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 180) -> str:
         """What a `brume` command on this cloud prints. Raises CalledProcessError."""
         return subprocess.run([*BRUME, "--state-dir", str(self.state_dir), *arguments], check=True, text=True, timeout=timeout,
                               env=os.environ | (environment or {}), stdout=subprocess.PIPE).stdout
 
-    def start_fleet(self) -> None:
+    def start_fleet(self, name: str) -> None:
+        """Start a process with its half of the hosts."""
         own = pki.ensure_leaf(self.config.pki_dir, "*.sim", client=True)
-        with (self.directory / "fleet.log").open("ab") as log:
-            self._fleet = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.fleet", self.directory / "domains.json", str(self.hosts), str(self.seed),
-                 own.ca, own.certificate, own.key, *self.config.agent_endpoints], stdout=log, stderr=log,
+        half = self.hosts // 2
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self._fleets[name] = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.fleet", self._domains_of(name), str(FLEETS.index(name) * half), str(half),
+                 str(self.seed), own.ca, own.certificate, own.key, *self.config.agent_endpoints], stdout=log, stderr=log,
                 env=os.environ | {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"})
 
-    def watch_fleet(self) -> None:
-        """Start the fleet again where it died, as a supervisor of hosts would."""
-        if self._fleet is not None and self._fleet.poll() is not None and not self._stopping:
-            self.start_fleet()
+    def watch_fleets(self) -> None:
+        """Start again what died of the hosts, as those who run them would."""
+        for name, fleet in list(self._fleets.items()):
+            if fleet.poll() is not None and not self._stopping:
+                self.start_fleet(name)
 
     def domains(self) -> dict[str, dict[str, str]]:
         """What is on the simulated hosts now."""
-        file = self.directory / "domains.json"
-        file.unlink(missing_ok=True)
-        os.kill(self.pid("fleet"), signal.SIGUSR1)
-        limit = time.monotonic() + 20
-        while not file.exists():
-            if time.monotonic() > limit:
-                raise TimeoutError("the simulated hosts do not say what is on them")
-            time.sleep(0.05)
-        return json.loads(file.read_text())
+        found: dict[str, dict[str, str]] = {}
+        for name in FLEETS:
+            file = self._domains_of(name)
+            file.unlink(missing_ok=True)
+            os.kill(self.pid(name), signal.SIGUSR1)
+            limit = time.monotonic() + 20
+            while not file.exists():
+                if time.monotonic() > limit:
+                    raise TimeoutError("the simulated hosts do not say what is on them")
+                time.sleep(0.05)
+            found |= json.loads(file.read_text())
+        return found
+
+    def _domains_of(self, name: str) -> Path:
+        return self.directory / f"{name}.json"
 
     # As faults see it
 
@@ -110,11 +131,12 @@ class Setting:
         return settings.load(self.state_dir)
 
     def processes(self) -> Sequence[str]:
-        return [*(f"{part}-{replica}" for part in ("etcd", "control") for replica in (1, 2, 3)), "haproxy", "fleet"]
+        return [*(f"{part}-{replica}" for part in ("etcd", "control") for replica in (1, 2, 3)), "haproxy", *FLEETS]
 
     def pid(self, process: str) -> int:
-        if process == "fleet":
-            return self._fleet.pid if self._fleet is not None and self._fleet.poll() is None else 0
+        if process in FLEETS:
+            fleet = self._fleets.get(process)
+            return fleet.pid if fleet is not None and fleet.poll() is None else 0
         try:
             return int((self.state_dir / "run" / f"{process}.pid").read_text())
         except (FileNotFoundError, ValueError):
@@ -165,7 +187,7 @@ class Setting:
 
     def _wait_for_hosts(self, admin: Session, within: float = 60.0) -> None:
         limit = time.monotonic() + within
-        while (up := self.hosts_up(admin)) < self.hosts:
+        while (up := self.hosts_up(admin)) < self.hosts // 2 * 2:
             if time.monotonic() > limit:
                 raise TimeoutError(f"{up} of {self.hosts} simulated hosts are up")
             time.sleep(0.2)
