@@ -15,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from agents.telemetry import traces
 from control.kernel.cache import Cache, Kind
-from control.kernel.errors import NotFound, Stale, Unavailable
+from control.kernel.errors import Conflict, Exhausted, NotFound, Stale, Unavailable
 from control.kernel.overlay import Overlay, current
 from control.kernel.store import Guard, Record, Store
 
@@ -27,6 +27,9 @@ T = TypeVar("T")
 #: How often a decision is made anew after losing a race. Too low fails callers under contention; too high hides a
 #: decision that can never be committed.
 ATTEMPTS = 30
+
+#: Nothing is under it: asking for it tells the store's revision.
+NEWEST = "/kernel/newest/"
 
 
 class Transaction:
@@ -170,8 +173,9 @@ class Database:
         """Run `decide` on a snapshot and commit what it wrote; its answer, once this replica's reads show the commit.
 
         `decide` is plain and quick, may raise to give up, and may run again from the start: it has no effect but through
-        the transaction. `guards` are added to the commit: a leader's fence. `serial` names what callers on this replica
-        queue for instead of racing: the one record that all of them write (a quota ledger).
+        the transaction. Where it refuses for what the state is, that was so after this was called, not only in the cache.
+        `guards` are added to the commit: a leader's fence. `serial` names what callers on this replica queue for instead of
+        racing: the one record that all of them write (a quota ledger).
         Raises what `decide` raises; Unavailable when the store does not answer or the race is lost ATTEMPTS times.
         """
         if isinstance(cache := self.cache, Overlay):
@@ -181,11 +185,18 @@ class Database:
             transaction.hand_over(cache, guards)
             return answer
         contended = ""      # the key that this decision lost; it queues for it here, or 200 callers would all lose 30 times
+        fresh = False
         async with self.queue(serial):
             for attempt in range(ATTEMPTS):
                 async with self.queue(contended):
-                    transaction = Transaction(self.cache)
-                    answer = decide(transaction)
+                    transaction, seen = Transaction(self.cache), self.cache.revision
+                    try:
+                        answer = decide(transaction)
+                    except (NotFound, Conflict, Exhausted):
+                        if fresh or not await self._catch_up(seen):
+                            raise
+                        fresh = True
+                        continue
                     writes, own_guards = transaction.writes()
                     if not writes:
                         return answer
@@ -220,6 +231,14 @@ class Database:
             await self.cache.wait(revision)
         except Unavailable as error:
             log.warning("answering before reads show it: %s", error)
+
+    async def _catch_up(self, seen: int) -> bool:
+        """Whether the store was ahead of what a decision has seen; reads show then what it has."""
+        revision = (await self.store.scan(NEWEST))[1]
+        if revision <= seen:
+            return False
+        await self.cache.wait(revision)
+        return True
 
     async def _fenced(self, guards: Sequence[Guard]) -> bool:
         """Whether a fence among the guards has fallen: this leader is none any more, and trying again is no use."""

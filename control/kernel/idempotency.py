@@ -143,9 +143,11 @@ class IdempotencyKeys:
         raise Unavailable("store.contended", f"lost the race for {contended} {ATTEMPTS} times: try again")
 
     async def _known(self, secrets: _Secrets, fingerprint: bytes) -> IdempotentAnswer | None:
-        """What the record of a key answers; None where there is none."""
-        value = (await self._store.get(secrets.name)).value
+        """What the record of a key answers; None where there is none, and reads show all that was committed before this."""
+        records, revision = await self._store.scan(secrets.name)
+        value = records[0].value if records else None
         if value is None:
+            await self._database.cache.wait(revision)        # or the call could be refused for what is over already
             return None
         record = IdempotencyRecord.FromString(value)
         if not hmac.compare_digest(record.fingerprint, fingerprint):

@@ -1,4 +1,4 @@
-"""Half of the hosts of a chaos run, as a process of its own: simulated hosts that write down, when told by SIGUSR1, what is on them.
+"""Half of the hosts of a chaos run, as a process of its own: they write down, when told by SIGUSR1, what is on them.
 
 python -m tests.chaos.fleet FILE FIRST COUNT SEED CA CERTIFICATE KEY ENDPOINT...
 """
@@ -41,5 +41,6 @@ async def main(file: Path, plan: Plan) -> None:
 if __name__ == "__main__":
     output, first, count, seed, ca, certificate, key, *endpoints = sys.argv[1:]
     uvloop.run(main(Path(output), Plan(
-        first=int(first), count=int(count), seed=int(seed), latency="start=0.02..0.4,stop=0.01..0.2", endpoints=tuple(endpoints), ca=Path(ca),
+        first=int(first), count=int(count), seed=int(seed), latency="start=0.02..0.4,stop=0.01..0.2",
+        endpoints=tuple(endpoints), ca=Path(ca),
         certificate=Path(certificate), key=Path(key))))

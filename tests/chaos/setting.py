@@ -25,6 +25,9 @@ from tests.chaos.clients import Given
 BRUME = [sys.executable, "-m", "control.cli.main"]
 NAME, PORT, PUBLIC, REPLICA_CIDR = "brumechaos", 5700, "172.24.60.0/24", "172.24.61.0/24"
 
+#: Of the network that servers and addresses are on.
+CIDR, PREFIX = "10.77.0.0/24", "10.77.0."
+
 #: The processes that have the simulated hosts, half of them each.
 FLEETS = ("fleet-1", "fleet-2")
 
@@ -79,8 +82,8 @@ class Setting:
 
     def out_of_step(self) -> list[str]:
         """What `brume doctor` finds on a replica: of its files and of the state."""
-        done = subprocess.run([*BRUME, "--state-dir", str(self.state_dir), "doctor", "--json"], check=False, text=True, timeout=60,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        done = subprocess.run([*BRUME, "--state-dir", str(self.state_dir), "doctor", "--json"], check=False, text=True,
+                              timeout=60, capture_output=True)
         if done.returncode not in (0, 1) or not done.stdout:
             return [f"brume doctor: {done.returncode} {done.stderr[-500:]}"]
         return [f"doctor: {finding['subject']} {finding['what']}" for finding in json.loads(done.stdout)["findings"]]
@@ -175,15 +178,18 @@ class Setting:
         project = demo.request("GET", "identity", "/auth/projects")["projects"][0]["id"]
         admin.request("PUT", "compute", f"/os-quota-sets/{project}", {"quota_set": QUOTA})
         admin.request("PUT", "network", f"/v2.0/quotas/{project}", {"quota": {"port": -1}})
-        subnet = next(each for each in demo.request("GET", "network", "/v2.0/subnets")["subnets"]
-                      if each["project_id"] == project and each["ip_version"] == 4)
+        network = demo.request("POST", "network", "/v2.0/networks", {"network": {"name": "chaos"}})["network"]["id"]
+        # the addresses above 199 are given to nobody who does not ask for one
+        subnet = demo.request("POST", "network", "/v2.0/subnets", {"subnet": {
+            "network_id": network, "ip_version": 4, "cidr": CIDR,
+            "allocation_pools": [{"start": PREFIX + "10", "end": PREFIX + "199"}]}})["subnet"]["id"]
         # nobody is to be placed on the machine's own host: what is on it is not written down
         admin.request("PUT", "compute", "/os-services/disable", {"binary": "nova-compute", "host": "chaos-host"})
         login = credentials.ensure(self.config)["demo"]
         return Given(
             endpoints=[*(f"http://{self.address(replica)}:{PORT}" for replica in (1, 2, 3)), self.config.url], user=login.user,
-            password=login.password, project=login.project, image=image, flavor=flavor, network=subnet["network_id"],
-            subnet=subnet["id"], prefix=subnet["cidr"].rsplit(".", 1)[0] + ".")
+            password=login.password, project=login.project, image=image, flavor=flavor, network=network, subnet=subnet,
+            prefix=PREFIX)
 
     def _wait_for_hosts(self, admin: Session, within: float = 60.0) -> None:
         limit = time.monotonic() + within

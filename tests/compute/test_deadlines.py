@@ -27,7 +27,7 @@ async def fault_of(cloud: World, server_id: str) -> str:
 
 async def expire(cloud: World, server_id: str, seconds: float) -> None:
     """What the reconciler does for a server so many seconds from now."""
-    await cloud.reconciler(now=lambda: later(seconds)).reconcile(server_id)
+    await cloud.settling(now=lambda: later(seconds)).reconcile(server_id)
 
 
 def test_every_passing_state_has_an_owner_and_a_deadline():
@@ -52,7 +52,7 @@ async def test_a_server_that_its_host_does_not_start_fails_when_its_time_is_over
         server_id = await make(cloud.client())
         await cloud.reconcile()
         limit = PASSING["spawning"].seconds
-        assert 0 < await cloud.reconciler().reconcile(server_id) <= limit          # to be looked at when it is over
+        assert 0 < await cloud.settling().reconcile(server_id) <= limit          # to be looked at when it is over
         await expire(cloud, server_id, limit - 30)
         assert (await show(cloud.client(), server_id))["status"] == "BUILD"
         await expire(cloud, server_id, limit + 1)
@@ -117,7 +117,7 @@ async def test_a_running_server_whose_ports_are_never_wired_fails_and_comes_up_w
         await cloud.agents["node-1"].step()                   # says again that it runs: that is not what was waited for
         assert (await show(cloud.client(), server_id))["status"] == "ERROR"
         cloud.ports.down.clear()
-        await cloud.reconciler().reconcile(server_id)
+        await cloud.settling().reconcile(server_id)
         assert (await show(cloud.client(), server_id))["status"] == "ACTIVE"
 
 

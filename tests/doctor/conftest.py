@@ -9,9 +9,8 @@ import pytest
 
 from control.cli import credentials
 from control.kernel import config as settings
-from control.kernel import fleet, pki
+from control.kernel import etcd_server, fleet, pki
 from control.kernel.database import Database, Transaction
-from control.kernel.election import Election
 from control.main import Replica
 from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.hosts_pb2 import Gone, Inventory, ObservedPort, ObservedServer
@@ -55,6 +54,7 @@ class Cloud:
         record = HostRecord(name=name, id=f"00000000-0000-4000-8000-{number + 1:012d}", up=True, inventory=Inventory(
             vcpus=64, ram_mib=65536, disk_gib=1000, hypervisor_type="QEMU", architecture="x86_64", address="192.0.2.1"))
         record.updated_at.GetCurrentTime()
+        record.replica = self.replica.membership.id
 
         def decide(tx: Transaction) -> None:
             tx.put(fleet.HOST, record)
@@ -77,13 +77,17 @@ class Cloud:
     async def run(self, server_id: str) -> None:
         """What the agent of a server's host reports."""
         server = self.record(server_id)
-        for port_id in self.replica.ports.ids(server_id):
+
+        def decide(tx: Transaction) -> None:
             for observer in self.replica.hosts._observers:
-                await observer.observed_port(server.host, ObservedPort(id=port_id, up=True))
-        for observer in self.replica.hosts._observers:
-            await observer.observed_server(server.host, ObservedServer(
-                id=server_id, generation=server.desired.generation, domain=ObservedServer.RUNNING,
-                reboots=server.desired.reboots))
+                for port_id in self.replica.ports.ids(server_id):
+                    observer.observed_port(tx, server.host, ObservedPort(id=port_id, up=True))
+            for observer in self.replica.hosts._observers:
+                observer.observed_server(tx, server.host, ObservedServer(
+                    id=server_id, generation=server.desired.generation, domain=ObservedServer.RUNNING,
+                    reboots=server.desired.reboots))
+
+        await self.database.transact(decide)
 
     async def delete(self, server_id: str) -> None:
         host = self.record(server_id).host
@@ -119,13 +123,13 @@ async def cloud(etcd: Etcd, tmp_path: Path) -> AsyncIterator[Cloud]:
     logins = credentials.ensure(config)
     pki.ensure_ca(config.pki_dir)
     store = etcd.store()
-    replica = Replica(config, store)
+    replica = Replica(config, store, etcd_server.client_credentials(config.pki_dir))
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(replica.database.cache.run())]
         await replica.database.cache.ready.wait()
         await replica.bootstrap()
         tasks.append(group.create_task(replica.images.run()))
-        tasks.append(group.create_task(Election(store, "control", "test").lead(replica.lead)))
+        tasks.append(group.create_task(replica.take_part()))
         tokens = {}
         for user, project in (("admin", "admin"), ("demo", "demo")):
             reply = await Client(replica.gateway, {})("POST", "/v3/auth/tokens", json_body={"auth": {

@@ -280,7 +280,7 @@ async def test_each_drift_is_named_and_put_right_and_leaves_nothing_behind(cloud
 
 
 async def test_history_that_the_leader_forgot_goes(cloud: Cloud, monkeypatch):
-    from control.compute.reconciler import Reconciler
+    from control.compute.reconciler import Settling
 
     async def forgets(self: Any, server_id: str) -> None:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from control.gateway import server
+from control.kernel import etcd_server
 from control.kernel.config import Config
 from control.kernel.etcd_store import EtcdStore
 from control.main import Replica
@@ -116,7 +117,8 @@ async def replica(store: EtcdStore, endpoint: str, directory: Path) -> AsyncIter
     started = asyncio.Event()
     listener = server.listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    made = Replica(Config(state_dir=directory, etcd=(endpoint,), port=port), store)
+    config = Config(state_dir=directory, etcd=(endpoint,), port=port)
+    made = Replica(config, store, etcd_server.client_credentials(config.pki_dir))
     served = Served(made, port)
     async with contextlib.AsyncExitStack() as stack:
         tasks = [asyncio.create_task(made.database.cache.run())]
