@@ -225,3 +225,23 @@ def test_the_command_line_gets_its_answer_while_its_replica_dies(site: Site):
         with proxy.calm():
             server = asked.result()["server"]
     assert site.servers(name) == [server["id"]]
+
+
+def test_two_hundred_creates_at_once_at_quota_minus_one_admit_one(site: Site):
+    admin, demo = site.session("admin"), site.session()
+    project = demo.request("GET", "network", "/v2.0/networks?name=private")["networks"][0]["project_id"]
+    instances, ports = site.used()
+    admin.request("PUT", "compute", f"/os-quota-sets/{project}", {"quota_set": {"instances": instances + 1, "cores": -1}})
+    name, token = unique("race"), site.token()
+
+    def create(number: int) -> int:
+        return requests.post(f"{site.planes[number % 2].root}/compute/v2.1/servers", json=site.body(f"{name}-{number}"),
+                             headers={"X-Auth-Token": token}, timeout=60).status_code
+
+    try:
+        with ThreadPoolExecutor(50) as many:
+            answers = sorted(many.map(create, range(200)))
+        assert answers == [202] + [403] * 199
+        assert len(site.servers(name)) == 1 and site.used() == (instances + 1, ports + 1)
+    finally:
+        admin.request("DELETE", "compute", f"/os-quota-sets/{project}")

@@ -285,7 +285,7 @@ async def test_history_that_the_leader_forgot_goes(cloud: Cloud, monkeypatch):
     async def forgets(self: Any, server_id: str) -> None:
         return None
 
-    monkeypatch.setattr(Reconciler, "_forget", forgets)
+    monkeypatch.setattr(Settling, "_forget", forgets)
     await cloud.database.transact(lambda tx: tx.put(ACTION, ActionRecord(server_id=LOST, request_id="req-1")))
     assert [finding["check"] for finding in await cloud.findings()] == ["compute.history"]
     assert (await cloud.repair())["findings"] == [] and cloud.database.rows(ACTION, "server", LOST) == []
