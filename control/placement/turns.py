@@ -1,8 +1,8 @@
 """Calls that place, in turns: all that wait are decided in one pass over one state, committed together, and answered each.
 
 Decided at once by themselves they would choose the same best hosts, and all but one would lose. A call sees what those before it
-in its turn took; what is wrong with it fails it alone. A call has a turn to itself where it has groups, wants reasons, places all
-or nothing of several, or is large.
+in its turn took; what is wrong with it fails it alone. Calls of several people are not mixed, for the audit journal.
+A call has a turn to itself where it has groups, wants reasons, places all or nothing of several, or is large.
 """
 import asyncio
 import contextvars
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from control.kernel.acting import Author, acting, author
 from control.kernel.database import Database
 from control.kernel.errors import Conflict, TooLarge, Unavailable
 from control.kernel.fleet import ALLOCATION
@@ -33,6 +34,9 @@ ATTEMPTS = 30
 #: commits; fewer have less to share.
 TOGETHER = 1000
 
+#: Requests that the journal names of one turn.
+MOST_NAMED = 16
+
 
 @dataclass(slots=True)
 class Decided:
@@ -51,6 +55,7 @@ class _Waiting:
 
     asked: Asked
     owner: Owner
+    by: Author
     named: frozenset[str]                      # consumers that the caller named
     answer: asyncio.Future[pb.ScheduleResponse]
     first: int = 0
@@ -73,6 +78,11 @@ class _Waiting:
             self.answer.set_exception(error)
 
 
+def _same_author(one: Author, other: Author) -> bool:
+    """Whether two calls are somebody's of whom the journal may tell in one breath."""
+    return one._replace(request_id="") == other._replace(request_id="")
+
+
 class Turns:
     def __init__(self, database: Database, live: LiveFleet):
         self._db = database
@@ -82,7 +92,8 @@ class Turns:
 
     async def place(self, asked: Asked, owner: Owner, named: bool) -> pb.ScheduleResponse:
         """Place and commit. `named`: the caller chose the consumers' ids, so that they may hold something already."""
-        one = _Waiting(asked, owner, frozenset(asked.consumers if named else ()), asyncio.get_running_loop().create_future())
+        one = _Waiting(asked, owner, acting(), frozenset(asked.consumers if named else ()),
+                       asyncio.get_running_loop().create_future())
         self._waiting.append(one)
         if self._working is None:
             # By nobody's call in particular: one that is cancelled takes no other with it, and nothing of its context is theirs.
@@ -112,7 +123,8 @@ class Turns:
         room, named, left = TOGETHER - len(calls[0].asked.shape_of), set(calls[0].named), deque[_Waiting]()
         while self._waiting:
             one = self._waiting.popleft()
-            if one.may_share and len(one.asked.shape_of) <= room and named.isdisjoint(one.named):
+            if (one.may_share and len(one.asked.shape_of) <= room and named.isdisjoint(one.named)
+                    and _same_author(one.by, calls[0].by)):
                 room -= len(one.asked.shape_of)
                 named |= one.named
                 calls.append(one)
@@ -130,6 +142,7 @@ class Turns:
         calls = [one for one in calls if not one.answer.done()]
         if not calls:
             return
+        author.set(calls[0].by._replace(request_id=" ".join(one.by.request_id for one in calls[:MOST_NAMED])))
         asked, call_of = _joint(calls)
         revision, trouble = await self._place(asked, calls, call_of)
         for one in calls:
