@@ -14,20 +14,22 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from agents.certificate import keep_renewing
 from agents.hypervisor.driver import Fault
 from control.hosts.service import Hosts
-from control.kernel import fleet, pki, rpc, tls
+from control.kernel import fleet, pki, replicas, rpc, tls
 from control.kernel.database import Database
 from control.kernel.store import MemoryStore
 from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
-from tests.hosts.test_attach import Nobody, NoImages, Things
+from tests.hosts.test_attach import Nobody, NoImages, NoMoves, Things
 
 
 @pytest.fixture
 async def renew(tmp_path: Path):
     """A call of Renew as the host "one"."""
-    database = Database(MemoryStore(), fleet.KINDS)
-    hosts = Hosts(database, [], [Things(database)], NoImages(), HostProviders(), functools.partial(pki.certify, tmp_path))
+    database = Database(store := MemoryStore(), fleet.KINDS)
+    membership = replicas.Membership(store, replicas.new_record("control", "127.0.0.1:1"))
+    hosts = Hosts(database, [], [Things(database)], NoImages(), HostProviders(), membership, NoMoves(),
+                  certify=functools.partial(pki.certify, tmp_path))
     dispatcher = rpc.Dispatcher(Nobody())
     dispatcher.add(hosts, pb.DESCRIPTOR.services_by_name["Hosts"])
     server = grpc.aio.server()
