@@ -20,7 +20,7 @@ from control.kernel.store import MemoryStore
 from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
-from tests.hosts.test_attach import Nobody, NoImages, NoMoves, Things
+from tests.hosts.test_attach import Moves, Nobody, NoImages, Things
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ async def renew(tmp_path: Path):
     """A call of Renew as the host "one"."""
     database = Database(store := MemoryStore(), fleet.KINDS)
     membership = replicas.Membership(store, replicas.new_record("control", "127.0.0.1:1"))
-    hosts = Hosts(database, [], [Things(database)], NoImages(), HostProviders(), membership, NoMoves(),
+    hosts = Hosts(database, [], [Things(database)], NoImages(), HostProviders(), membership, Moves(),
                   certify=functools.partial(pki.certify, tmp_path))
     dispatcher = rpc.Dispatcher(Nobody())
     dispatcher.add(hosts, pb.DESCRIPTOR.services_by_name["Hosts"])
