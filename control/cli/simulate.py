@@ -1,6 +1,7 @@
 """`brume simulate`: hosts that exist in memory alone, attached to a real control plane; and traces played against its API."""
 import contextlib
 import json
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -98,6 +99,8 @@ def simulate(state_dir: Path | None, hosts: int, first: int, seed: int, shapes: 
         count=hosts, first=first, seed=seed, shapes=shapes or ((Shape(), 1),), zones=tuple(filter(None, zones.split(","))),
         latency=latency, failures=failures, ca=ca, certificate=certificate, key=key, version=_version(),
         endpoints=tuple(filter(None, endpoints.split(","))) or (f"{config.agent_listen}:{config.agent_port}",))
+    for number in (signal.SIGINT, signal.SIGTERM):          # a shell's background command has SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     with running(plan, processes if hosts else 0) as fleet:
         _follow(fleet, duration, as_json, _replay(config, rows, speed) if trace is not None else None)
 
