@@ -31,8 +31,8 @@ CIDR, PREFIX = "10.77.0.0/24", "10.77.0."
 #: The processes that have the simulated hosts, half of them each.
 FLEETS = ("fleet-1", "fleet-2")
 
-#: MiB of each replica's disk: etcd preallocates 64 for its log, twice.
-DISK_MIB = 512
+#: MiB of each replica's disk: half an hour of work is 200 for etcd beside its log of 128, and 170 for the audit journal.
+DISK_MIB = 1536
 
 #: What one project may have: less than the clients would like.
 QUOTA = {"instances": 30, "cores": -1, "ram": -1, "key_pairs": -1}
