@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: decision that can never be committed.
 ATTEMPTS = 30
 
+#: Seconds that reads may be behind the store without its meaning anything.
+MOMENT = 0.25
+
 #: Nothing is under it: asking for it tells the store's revision.
 NEWEST = "/kernel/newest/"
 
@@ -231,6 +234,10 @@ class Database:
             await self.cache.wait(revision)
         except Unavailable as error:
             log.warning("answering before reads show it: %s", error)
+
+    async def check_current(self) -> None:
+        """Raises Unavailable where reads are further behind the store than they are in any moment."""
+        await self.cache.wait((await self.store.scan(NEWEST))[1], MOMENT)
 
     async def _catch_up(self, seen: int) -> bool:
         """Whether the store was ahead of what a decision has seen; reads show then what it has."""

@@ -11,7 +11,7 @@ import random
 import re
 import time
 import types
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -26,7 +26,7 @@ from agents.telemetry.logs import request_id
 from agents.telemetry.timing import Timings
 from control.kernel.acting import NOBODY, Author, author
 from control.kernel.caller import Caller
-from control.kernel.errors import Denied, Error, Invalid, Unauthenticated, Unavailable
+from control.kernel.errors import Conflict, Denied, Error, Exhausted, Invalid, NotFound, Unauthenticated, Unavailable
 from control.kernel.idempotency import HEADER, REPLAYED, IdempotencyKeys, parse
 from control.kernel.naming import api_options
 from control.kernel.policy import Finder, Policy, RequestTarget, rule_name
@@ -140,12 +140,13 @@ class Dispatcher:
     """The table of methods, and the one way to call them."""
 
     def __init__(self, authenticator: Authenticator, policy: Policy | None = None, keys: IdempotencyKeys | None = None,
-                 revision: Callable[[], int] = lambda: 0):
+                 revision: Callable[[], int] = lambda: 0, current: Callable[[], Awaitable[None]] | None = None):
         """`keys` are those that calls come with; without, a key says nothing. `revision`: up to which the state is that handlers
-        read."""
+        read. `current` raises Unavailable where that is behind the store."""
         self._authenticator = authenticator
         self._keys = keys
         self._revision = revision
+        self._current = current
         #: Of calls that answer once, by method and outcome.
         self.timings = Timings()
         self.policy = policy or Policy()
@@ -202,11 +203,16 @@ class Dispatcher:
         await self._enter(method, request, call)
         author.set(_author(method, call))
         call.revision = self._revision()
-        if method.client_streaming:
-            return await method.handler(request, call)
-        if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
-            return await within(self._once(self._keys, method, request, call), call.timeout)
-        return await within(method.handler(request, call), call.timeout)
+        try:
+            if method.client_streaming:
+                return await method.handler(request, call)
+            if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
+                return await within(self._once(self._keys, method, request, call), call.timeout)
+            return await within(method.handler(request, call), call.timeout)
+        except (NotFound, Conflict, Exhausted):
+            if not method.reads and self._current is not None:
+                await self._current()              # or a change is refused for what is long over: a replica may be cut off
+            raise
 
     async def _once(self, keys: IdempotencyKeys, method: Method, request: Message, call: Call) -> Message:
         """What a call with an idempotency key answers: what it answered before, if it did."""

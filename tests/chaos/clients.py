@@ -32,7 +32,8 @@ VERBS: Mapping[str, int] = {"boot": 5, "delete": 4, "power": 3, "name": 3, "addr
 class Given:
     """What the clients work with: made before a run by `setting.prepare`."""
 
-    endpoints: Sequence[str]            # "http://host:port" of each replica
+    endpoints: Sequence[str]            # "http://host:port" of each replica, and of the balancer
+    replicas: Sequence[str]             # those of them that are one replica, always
     user: str
     password: str
     project: str
@@ -144,13 +145,13 @@ class Client:
         if len(set(listed)) < len(listed):
             self.breaches.append(f"{self.name}: a list of {answer.via} has a server twice")
         for server_id, name in self.servers.items():
-            if self.made_via[server_id] == answer.via and server_id not in listed:
+            if self.made_via[server_id] == answer.via in self.given.replicas and server_id not in listed:
                 self.breaches.append(f"{self.name}: {answer.via} made server {name} and then did not list it")
 
     async def _must_see(self, server_id: str, via: str) -> None:
         """Read your writes: the replica that has answered shows it from then on."""
         answer = await self._call("GET", f"/compute/v2.1/servers/{server_id}", None, "")
-        if answer.status == 404 and answer.via == via and answer.tries == 1:
+        if answer.status == 404 and answer.via == via and answer.tries == 1 and via in self.given.replicas:
             self.breaches.append(f"{self.name}: {via} made server {server_id} and then did not know it")
 
     async def _rest(self, server_id: str) -> None:

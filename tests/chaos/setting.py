@@ -186,8 +186,9 @@ class Setting:
         # nobody is to be placed on the machine's own host: what is on it is not written down
         admin.request("PUT", "compute", "/os-services/disable", {"binary": "nova-compute", "host": "chaos-host"})
         login = credentials.ensure(self.config)["demo"]
+        replicas = [f"http://{self.address(replica)}:{PORT}" for replica in (1, 2, 3)]
         return Given(
-            endpoints=[*(f"http://{self.address(replica)}:{PORT}" for replica in (1, 2, 3)), self.config.url], user=login.user,
+            endpoints=[*replicas, self.config.url], replicas=replicas, user=login.user,
             password=login.password, project=login.project, image=image, flavor=flavor, network=network, subnet=subnet,
             prefix=PREFIX)
 
