@@ -35,7 +35,7 @@ class Readiness:
         cache = self._database.cache
         try:
             async with asyncio.timeout(PATIENCE):
-                revision = (await self._database.store.scan("/kernel/ready"))[1]
+                revision = await self._database.newest()
         except (TimeoutError, Unavailable):
             return ["the store does not answer"]
         try:

@@ -124,20 +124,27 @@ class Placing:
         that wait are looked at, so that a burst of thousands does not look at thousands for each commit.
         """
         waiting = [server.id for server in self._database.cache.by(SERVER, "waiting", "", LOOK_AT)]
-        batch: list[ServerRecord] = []
-        operations = 0
-        for server_id in dict.fromkeys((first, *waiting)):
-            server = self._database.get(SERVER, server_id)
-            if server is None or any(_waits(tx.get(SERVER, other)) for other in (
-                    *server.hints.different_host, *server.hints.same_host)):
-                continue
-            operations += 7 + 2 * len(self._ports.ids(server.id))
-            if batch and operations > BATCH_OPERATIONS:
-                break
-            copy = ServerRecord()
-            copy.CopyFrom(server)
-            batch.append(copy)
-        return batch
+        servers = (self._database.get(SERVER, server_id) for server_id in dict.fromkeys((first, *waiting)))
+        return first_of(self._ports, (server for server in servers if server is not None and not any(
+            _waits(tx.get(SERVER, other)) for other in (*server.hints.different_host, *server.hints.same_host))), 7)
+
+
+def first_of(ports: Ports, servers: Iterable[ServerRecord], operations: int) -> list[ServerRecord]:
+    """Copies of the first of some servers, as many as one commit holds; one at least, where there are any.
+
+    Args:
+      operations: what each needs of the commit, beside two for each of its ports.
+    """
+    batch: list[ServerRecord] = []
+    needed = 0
+    for server in servers:
+        needed += operations + 2 * len(ports.ids(server.id))
+        if batch and needed > BATCH_OPERATIONS:
+            break
+        copy = ServerRecord()
+        copy.CopyFrom(server)
+        batch.append(copy)
+    return batch
 
 
 def _up(host: HostRecord | None) -> bool:

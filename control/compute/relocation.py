@@ -18,7 +18,7 @@ from control.compute.decisions import decision_of
 from control.compute.demand import Settings
 from control.compute.model import DECISION, EVACUATE, MIGRATE, SERVER
 from control.compute.neighbours import Placed, Placer, Ports, Refused, Wanted
-from control.compute.placing import BATCH_OPERATIONS, fault_of
+from control.compute.placing import fault_of, first_of
 from control.compute.removal import abandon
 from control.compute.wanted import wanted
 from control.kernel import clock, fleet
@@ -157,7 +157,7 @@ class Relocating:
                 refused[server.id] = error
         lost = [each.name for each in tx.rows(fleet.HOST) if fleet.lost_for_good(each)]
         answers = iter(self._placer.place(tx, list(needs.values()), lost))
-        hosts = len(tx.rows(fleet.HOST))
+        hosts = self._database.cache.size(fleet.HOST)
         for server in batch:
             decision = refused.get(server.id) or next(answers)
             move = server.relocation
@@ -193,16 +193,7 @@ class Relocating:
         waiting = [server for server in tx.rows(SERVER, "host", name) if not server.desired.deleted and self._evacuable(server)
                    and (server.id == first or not server.relocation.refused)]
         waiting.sort(key=lambda server: (server.id != first, server.server_group, server.created_at.seconds))
-        batch: list[ServerRecord] = []
-        operations = 0
-        for server in waiting:
-            operations += 13 + 2 * len(self._ports.ids(server.id))
-            if batch and operations > BATCH_OPERATIONS:
-                break
-            copy = ServerRecord()
-            copy.CopyFrom(server)
-            batch.append(copy)
-        return batch
+        return first_of(self._ports, waiting, 13)
 
     def _stay(self, tx: Transaction, server: ServerRecord) -> bool:
         """A host came back before there was another one for its server: it has the disk, and goes on."""

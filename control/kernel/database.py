@@ -235,13 +235,17 @@ class Database:
         except Unavailable as error:
             log.warning("answering before reads show it: %s", error)
 
+    async def newest(self) -> int:
+        """The store's revision now. Raises Unavailable where it does not answer."""
+        return (await self.store.scan(NEWEST))[1]
+
     async def check_current(self) -> None:
         """Raises Unavailable where reads are further behind the store than they are in any moment."""
-        await self.cache.wait((await self.store.scan(NEWEST))[1], MOMENT)
+        await self.cache.wait(await self.newest(), MOMENT)
 
     async def _catch_up(self, seen: int) -> bool:
         """Whether the store was ahead of what a decision has seen; reads show then what it has."""
-        revision = (await self.store.scan(NEWEST))[1]
+        revision = await self.newest()
         if revision <= seen:
             return False
         await self.cache.wait(revision)
