@@ -1,4 +1,4 @@
-"""A large cloud at rest and at work: memory, idle CPU, long lists, the return of all agents, and when a host hears of a change.
+"""A large cloud at rest and at work: memory, idle CPU, long lists, watchers, the return of agents, when a host hears of a change.
 
 Run: python benchmarks/bench_fleet.py [--quick] [--json] [--hosts N ...] [--plot FILE]. Needs root.
 
@@ -7,7 +7,9 @@ through the REST API: projects of 1,000 servers with a port each, made 100 to a 
 simulator.
 """
 import argparse
+import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import statistics
@@ -24,6 +26,9 @@ PER_PROJECT, PER_CALL, UNDER_WAY = 1000, 100, 1000
 
 #: Servers that are listed, in pages of the most that one may have.
 LISTED, PAGE = 10_000, 1000
+
+#: Who watch one project's servers.
+WATCHERS = 1000
 
 #: What the figures are to be at 10,000 hosts and 100,000 servers.
 AIMS = {"control_mib": 2000.0, "list_s": 1.0, "agents_back_s": 30.0, "change_p99_ms": 50.0}
@@ -54,7 +59,7 @@ def measure(hosts: int, servers: int, *, idle_seconds: float, changes: int, proc
                         "idle_cpu_percent": idle}
             figures |= listing(cloud, min(LISTED, servers), pids)
             figures |= change(cloud, fleet, tenants[0], changes)
-            figures |= watching(cloud)
+            figures |= watching(cloud, tenants[0], min(WATCHERS, servers), max(changes // 4, 5))
             figures |= {"agents_back_s": back(fleet, hosts, fleet.restart_agents),
                         "control_back_s": back(fleet, hosts, lambda: os.kill(cloud.pids()["control"][0], signal.SIGKILL))}
             return figures
@@ -121,9 +126,44 @@ def change(cloud: Cloud, fleet: Any, tenant: Tenant, changes: int) -> dict[str, 
             "change_p99_ms": round(times[min(len(times) - 1, int(len(times) * 0.99))] * 1000, 1)}
 
 
-def watching(cloud: Cloud) -> dict[str, Any]:
-    """Figures of clients that watch; there are none to measure while the API has no watch."""
-    return {}
+def watching(cloud: Cloud, tenant: Tenant, watchers: int, changes: int) -> dict[str, Any]:
+    """How soon a server's new name is with everybody who watches its project over REST, the clients' own work included."""
+    results = multiprocessing.get_context("fork").Queue()
+    meter = Meter(cloud.pids())
+    worker = multiprocessing.get_context("fork").Process(
+        target=lambda: results.put(asyncio.run(_watched(cloud.config.port, tenant.token, watchers, changes))))
+    worker.start()
+    times = sorted(results.get(timeout=300))
+    worker.join()
+    return {"watchers": watchers, "all_told_p50_ms": round(statistics.median(times) * 1000, 1),
+            "all_told_p99_ms": round(times[min(len(times) - 1, int(len(times) * 0.99))] * 1000, 1),
+            "watching_cpu_s": round(meter.seconds()["control"], 2)}
+
+
+async def _watched(port: int, token: str, watchers: int, changes: int) -> list[float]:
+    """For each change the seconds from its request until the last watcher has its event."""
+    client = load.Client(port)
+    headers, answer = client.json("GET", "/compute/v2.1/servers?limit=1", token=token)
+    server, revision = answer["servers"][0]["id"], headers["X-Brume-Revision"]
+    ask = (f"GET /watch/v1/servers?from_revision={revision} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX-Auth-Token: {token}\r\n\r\n")
+    streams = []
+    for _ in range(watchers):
+        streams.append(await asyncio.open_connection("127.0.0.1", port))
+        streams[-1][1].write(ask.encode())
+    for reader, _ in streams:
+        await asyncio.wait_for(reader.readuntil(b"event: BOOKMARK"), 60)
+    times = []
+    for number in range(changes):
+        name = f"watched-{number}"
+        heard = asyncio.gather(*(reader.readuntil(f'"{name}"'.encode()) for reader, _ in streams))
+        began = time.monotonic()
+        await asyncio.to_thread(client.json, "PUT", f"/compute/v2.1/servers/{server}", {"server": {"name": name}}, token)
+        await asyncio.wait_for(heard, 30)
+        times.append(time.monotonic() - began)
+        await asyncio.sleep(0.2)
+    for _, writer in streams:
+        writer.close()
+    return times
 
 
 def back(fleet: Any, hosts: int, end: Any) -> float:

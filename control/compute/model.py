@@ -31,7 +31,8 @@ SERVER = Kind("/compute/servers/", ServerRecord, indexes={
     "visited": lambda server: visited(server),
     "relocating": lambda server: (server.relocation.source, "") if server.HasField("relocation") else (),
     "waiting": lambda server: ("",) if waits(server) else (),
-    "passing": lambda server: ("",) if derive(server).task_state else ()})
+    "passing": lambda server: ("",) if derive(server).task_state else ()},
+    order=lambda server: (-server.created_at.seconds, -server.created_at.nanos))
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
               indexes={"server": lambda action: (action.server_id,)})
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)

@@ -4,7 +4,7 @@ Filters are a table, name -> test; names that are not in it are passed over, as 
 clients and run over many names, so those that could run for ever are refused.
 """
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -95,26 +95,52 @@ def page(request: ListServersRequest, caller: Caller, database: Database, ports:
         raise Denied("compute.server.all_tenants", "Only an admin may list the servers of all projects.")
     if request.deleted:
         return [], ""
+    tests = list(_tests(request, caller, ports, views))
+    if request.all_tenants and _newest_first(request):       # of all there are, look only at as many as the page needs
+        after = SERVER.key(request.marker) if request.marker else ""
+        if after and database.cache.at(SERVER, after)[1] is None:
+            raise listing.no_marker(request.marker)
+        return listing.first((server for server in database.cache.in_order(SERVER, after) if all(test(server) for test in tests)),
+                             limit=request.limit)
     servers = database.cache.all(SERVER) if request.all_tenants else database.cache.by(SERVER, "project", caller.project_id)
+    for test in tests:
+        servers = [server for server in servers if test(server)]
+    return listing.page(servers, limit=request.limit, marker=request.marker, sort=_order(request))
+
+
+def _tests(request: ListServersRequest, caller: Caller, ports: Ports, views: Views) -> Iterator[Callable[[ServerRecord], bool]]:
+    """What a server has to be for a request to list it. Raises Invalid."""
     if request.HasField("changes_since"):
-        servers = [server for server in servers if _moment(server.updated_at) >= _moment(request.changes_since)]
+        since = _moment(request.changes_since)
+        yield lambda server: _moment(server.updated_at) >= since
     if request.HasField("changes_before"):
-        servers = [server for server in servers if _moment(server.updated_at) <= _moment(request.changes_before)]
+        before = _moment(request.changes_before)
+        yield lambda server: _moment(server.updated_at) <= before
     table = {**FILTERS, **ADMIN_FILTERS} if caller.is_admin else FILTERS
     for filter in request.filters:
-        values = list(filter.values)
-        if filter.key == "name":
-            pattern = expression(values[0], "name")
-            servers = [server for server in servers if pattern.search(server.name)]
-        elif filter.key in ("ip", "ip6"):
-            pattern, version = expression(values[0], filter.key), 4 if filter.key == "ip" else 6
-            servers = [server for server in servers if any(
-                address.version == version and pattern.search(address.ip) for address in ports.addresses(server.id))]
-        elif filter.key == "availability_zone":
-            servers = [server for server in servers if views.zone(server) in values]
-        elif test := table.get(filter.key):
-            servers = [server for server in servers if test(server, views.state(server), values)]
-    return listing.page(servers, limit=request.limit, marker=request.marker, sort=_order(request))
+        if (test := _test(filter.key, list(filter.values), table, ports, views)) is not None:
+            yield test
+
+
+def _test(key: str, values: list[str], table: Mapping[str, Test], ports: Ports,
+          views: Views) -> Callable[[ServerRecord], bool] | None:
+    """Whether a server matches a filter; None for one that is passed over."""
+    if key == "name":
+        pattern = expression(values[0], "name")
+        return lambda server: pattern.search(server.name) is not None
+    if key in ("ip", "ip6"):
+        pattern, version = expression(values[0], key), 4 if key == "ip" else 6
+        return lambda server: any(address.version == version and pattern.search(address.ip)
+                                  for address in ports.addresses(server.id))
+    if key == "availability_zone":
+        return lambda server: views.zone(server) in values
+    test = table.get(key)
+    return (lambda server: test(server, views.state(server), values)) if test is not None else None
+
+
+def _newest_first(request: ListServersRequest) -> bool:
+    """Whether a request wants its servers in the order that their kind has."""
+    return list(request.sort_key) in ([], ["created_at"]) and list(request.sort_dir) in ([], ["desc"])
 
 
 #: sort_key -> what it sorts by. Nova's names of columns, and the fields' own where they differ.

@@ -4,6 +4,7 @@ One watch over the whole keyspace feeds it, so that one revision speaks for all 
 awaits is a consistent snapshot. Messages handed out belong to the cache; a caller that wants to change one copies it.
 """
 import asyncio
+import bisect
 import contextlib
 import itertools
 import logging
@@ -37,6 +38,8 @@ class Kind(Generic[M]):
     id_of: Callable[[M], tuple[str, ...]] = field(default=lambda message: (message.id,))  # type: ignore[attr-defined]
     #: Index name -> the values under which a message is found; kept current by the cache.
     indexes: Mapping[str, Callable[[M], Iterable[str]]] = field(default_factory=dict)
+    #: What Cache.in_order() goes by, ties broken by the key; the cache keeps it current from its first use on.
+    order: Callable[[M], tuple[int, ...]] | None = None
 
     def key(self, *parts: str) -> str:
         """The store key of an id. Parts may hold any text: they are percent-encoded."""
@@ -64,13 +67,14 @@ Follower = Callable[[Sequence[Change], int, bool], None]
 
 
 class _Table(Generic[M]):
-    __slots__ = ("_indexed", "indexes", "kind", "rows")
+    __slots__ = ("_indexed", "_ordered", "indexes", "kind", "rows")
 
     def __init__(self, kind: Kind[M]):
         self.kind = kind
         self.rows: dict[str, tuple[int, M]] = {}
         self.indexes: dict[str, dict[str, dict[str, None]]] = {name: {} for name in kind.indexes}
         self._indexed = [(values_of, self.indexes[name]) for name, values_of in kind.indexes.items()]
+        self._ordered: list[tuple[tuple[int, ...], str]] | None = None
 
     def put(self, key: str, revision: int, message: M | None) -> M | None:
         row = self.rows.pop(key, None)
@@ -85,7 +89,29 @@ class _Table(Generic[M]):
                         index[value] = {key: None}
                     else:
                         keys[key] = None
+        if self._ordered is not None:
+            self._reorder(key, row[1] if row is not None else None, message)
         return row[1] if row is not None else None
+
+    def in_order(self, after: str) -> Iterator[M]:
+        order, rows = self.kind.order, self.rows
+        assert order is not None
+        if self._ordered is None:
+            self._ordered = sorted((order(message), key) for key, (_, message) in rows.items())
+        at = bisect.bisect_right(self._ordered, (order(rows[after][1]), after)) if after else 0
+        for place in range(at, len(self._ordered)):
+            yield rows[self._ordered[place][1]][1]
+
+    def _reorder(self, key: str, before: M | None, after: M | None) -> None:
+        order, ordered = self.kind.order, self._ordered
+        assert order is not None and ordered is not None
+        old, new = None if before is None else (order(before), key), None if after is None else (order(after), key)
+        if old == new:
+            return
+        if old is not None:
+            del ordered[bisect.bisect_left(ordered, old)]
+        if new is not None:
+            bisect.insort(ordered, new)
 
     def _unindex(self, key: str, message: M) -> None:
         for values_of, index in self._indexed:
@@ -135,6 +161,11 @@ class Cache:
         table = self._tables[id(kind)]
         keys: Iterable[str] = table.indexes[index].get(value, ())
         return [table.rows[key][1] for key in (keys if limit is None else itertools.islice(keys, limit))]
+
+    def in_order(self, kind: Kind[M], after: str = "") -> Iterator[M]:
+        """The messages in their kind's own order: those after the one under a store key that there is, or all. Not to be kept
+        over an await."""
+        return self._tables[id(kind)].in_order(after)
 
     def values(self, kind: Kind, index: str) -> list[str]:
         """The values that an index of the kind has messages under."""

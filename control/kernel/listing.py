@@ -2,8 +2,9 @@
 
 A page starts after its marker in the sorted order; a marker that is gone is an error, as in OpenStack.
 """
+import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -32,14 +33,12 @@ def page(rows: Iterable[M], *, limit: int, marker: str, sort: Sequence[tuple[Cal
     Raises:
       Invalid: the limit is negative or the marker names no row.
     """
-    if limit < 0:
-        raise Invalid("list.limit", f"limit must not be negative, not {limit}")
+    size = _size(limit)
     ordered = list(rows)
     for key, descending in reversed(sort):
         ordered.sort(key=key, reverse=descending)  # type: ignore[arg-type]
     # Rows mostly come in an order that is near the one that is asked for, and so are sorted quickly. Their ids are not: only ties
     # that the page touches are put in order of them.
-    size = min(limit or MAX_PAGE, MAX_PAGE)
     start = at = 0
     if marker:
         first = _start_of_run(ordered, _find(ordered, marker, id_of), sort)
@@ -52,6 +51,23 @@ def page(rows: Iterable[M], *, limit: int, marker: str, sort: Sequence[tuple[Cal
     return rows_here, id_of(rows_here[-1]) if more and rows_here else ""
 
 
+def first(rows: Iterator[M], *, limit: int) -> tuple[list[M], str]:
+    """As page(), of rows that come in order and begin after the marker: no more of them are looked at than the page needs."""
+    size = _size(limit)
+    found = list(itertools.islice(rows, size + 1))
+    return found[:size], found[size - 1].id if len(found) > size else ""  # type: ignore[attr-defined]
+
+
+def _size(limit: int) -> int:
+    if limit < 0:
+        raise Invalid("list.limit", f"limit must not be negative, not {limit}")
+    return min(limit or MAX_PAGE, MAX_PAGE)
+
+
+def no_marker(marker: str) -> Invalid:
+    return Invalid("list.marker", f"marker [{marker[:255]}] not found")
+
+
 _Sort = Sequence[tuple[Callable[[M], object], bool]]
 
 
@@ -60,7 +76,7 @@ def _find(ordered: Sequence[M], marker: str, id_of: Callable[[M], str], first: i
     for place in range(first, len(ordered)):
         if id_of(ordered[place]) == marker:
             return place
-    raise Invalid("list.marker", f"marker [{marker}] not found")
+    raise no_marker(marker)
 
 
 def _start_of_run(ordered: Sequence[M], at: int, sort: _Sort) -> int:

@@ -76,6 +76,13 @@ class Overlay(Cache):
         found = self._with_own(kind, self._below.by(kind, index, value), lambda message: value in kind.indexes[index](message))
         return found[:limit]
 
+    def in_order(self, kind: Kind[M], after: str = "") -> Iterator[M]:
+        order = kind.order
+        assert order is not None
+        ordered = sorted((order(message), kind.key_of(message), message) for message in self.all(kind))
+        start = (order(message), after) if after and (message := self.at(kind, after)[1]) is not None else ((), "")
+        return (message for at, key, message in ordered if (at, key) > start)
+
     def size(self, kind: Kind) -> int:
         return len(self.all(kind))
 

@@ -285,6 +285,25 @@ async def test_lists_come_in_pages():
         assert (await demo("GET", "/servers?limit=-1")).status == 400
 
 
+async def test_an_admin_pages_through_everybodys_servers_newest_first():
+    async with world() as cloud:
+        demo, admin = cloud.client(), cloud.client("admin")
+        ids = [await make(demo, f"vm{i}") for i in range(5)]
+        gone = ids.pop(2)
+        assert (await admin("GET", "/servers?all_tenants=1&limit=1")).status == 200
+        assert (await demo("DELETE", f"/servers/{gone}")).status == 204
+        await cloud.settle()
+        for order in "", "&sort_key=created_at", "&sort_key=created_at&sort_dir=desc":
+            first = (await admin("GET", f"/servers?all_tenants=1&limit=3{order}")).json
+            assert [server["id"] for server in first["servers"]] == ids[:0:-1]
+            marked = (await admin("GET", f"/servers?all_tenants=1&limit=3{order}&marker={ids[1]}")).json
+            assert [server["id"] for server in marked["servers"]] == ids[:1] and "servers_links" not in marked
+        named = (await admin("GET", "/servers?all_tenants=1&limit=1&name=vm[03]")).json
+        assert [server["name"] for server in named["servers"]] == ["vm3"] and "vm%5B03%5D" in named["servers_links"][0]["href"]
+        assert (await admin("GET", f"/servers?all_tenants=1&marker={gone}")).status == 400
+        assert (await admin("GET", "/servers?all_tenants=1&limit=-1")).status == 400
+
+
 async def test_bad_requests_say_what_is_wrong_and_make_nothing():
     async with world() as cloud:
         demo = cloud.client()

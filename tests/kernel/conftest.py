@@ -14,9 +14,10 @@ from control.kernel.quota import LEDGER
 from protos.internal.v1.quota_pb2 import QuotaLedger
 from tests.conftest import Etcd
 
-#: A noun with an index: the ledger's message, kept elsewhere. Its id is the project, its index the service.
+#: A noun with an index: the ledger's message, kept elsewhere. Its id is the project, its index the service. Its order has ties.
 THING = Kind("/test/things/", QuotaLedger, id_of=lambda thing: (thing.project_id,),
-             indexes={"service": lambda thing: (thing.service,), "resource": lambda thing: thing.used.keys()})
+             indexes={"service": lambda thing: (thing.service,), "resource": lambda thing: thing.used.keys()},
+             order=lambda thing: (-thing.used.get("r1", 0), thing.used.get("r2", 0)))
 #: Another, whose ids have two parts: a thing's and its own.
 PART = Kind("/test/parts/", Struct, id_of=lambda part: (part["thing"], part["name"]))
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from control.kernel.cache import Cache, Change, Kind
 from control.kernel.errors import Unavailable
+from control.kernel.overlay import Overlay
 from control.kernel.store import MemoryStore, Record
 from protos.internal.v1.quota_pb2 import QuotaLedger
 from tests.kernel.conftest import PART, THING, thing
@@ -203,6 +204,7 @@ def test_whatever_happens_it_equals_the_store_and_its_indexes_a_recount(script):
                         store.compact()
                     else:
                         await asyncio.sleep(0)
+                        list(cache.in_order(THING))             # kept current from here on
                 records, revision = await store.scan("/")
                 await cache.wait(revision)
         expected = {record.key: QuotaLedger.FromString(record.value) for record in records}
@@ -212,5 +214,11 @@ def test_whatever_happens_it_equals_the_store_and_its_indexes_a_recount(script):
             for value in "s", "t", "r0", "r1", "r2", "r3":
                 found = sorted(message.project_id for message in cache.by(THING, index, value))
                 assert found == sorted(message.project_id for message in expected.values() if value in values_of(message))
+        assert THING.order is not None
+        ordered = sorted(expected, key=lambda key: (THING.order(expected[key]), key))
+        for view in cache, Overlay(cache, queue=lambda name: asyncio.sleep(0)):
+            assert list(view.in_order(THING)) == [expected[key] for key in ordered]
+            for place, key in enumerate(ordered):
+                assert list(view.in_order(THING, key)) == [expected[key] for key in ordered[place + 1:]]
 
     asyncio.run(play())
