@@ -20,7 +20,7 @@ cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume demo
 
 test: environment  ## All tests, the real virtual machine among them
-	$(SUDO) $(VENV)/bin/python -m pytest
+	$(SUDO) $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 keyed: environment  ## The services' tests with an idempotency key on every call
 	$(SUDO) $(VENV)/bin/python -m pytest -p tests.keyed tests/compute tests/identity tests/image tests/network tests/placement

@@ -20,6 +20,17 @@ from tests.log_secrets import nothing_secret_is_logged
 __all__ = ["nothing_secret_is_logged"]       # every session has it
 
 
+#: Tests that bring up clouds or machines, which have names and ports in common: never two at a time.
+CLOUDS = ("tests/e2e/", "tests/chaos/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: all that bring up clouds in one, begun first, for it has the most; others by file."""
+    items.sort(key=lambda item: not item.nodeid.startswith(CLOUDS))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("clouds" if item.nodeid.startswith(CLOUDS) else item.nodeid.partition("::")[0]))
+
+
 class Etcd:
     """One etcd process on free loopback ports with its data below a directory; may be killed and started again."""
 

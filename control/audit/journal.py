@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 from google.protobuf.message import DecodeError
 
 from control.audit.chain import Chain
@@ -37,11 +38,48 @@ ORIGIN = "audit/origin"
 GATHER = 0.05
 #: Changes that are gathered at most, and batches that may wait: bounds of the memory while the disk is slow.
 MOST, WAITING = 2000, 1000
+#: Bytes of records' last documents that are kept: what changes has mostly just changed. Less asks etcd for more of them.
+RECENT_BYTES = 8 * 2**20
 #: Seconds between two tries after the disk or etcd failed, between two signs of life, and between two looks for old files.
 PAUSE, SIGN_OF_LIFE, PRUNE_EVERY = 2.0, 1.0, 3600.0
 DAY = 86_400.0
 #: How much the journal's process gives way: where cores are short, calls go first and the journal follows when it can.
 NICE = 10
+
+
+class Written(NamedTuple):
+    """A record as it is written down; `document` None: there is none."""
+
+    document: orjson.Fragment | None
+    size: int = 0
+    leased: bool = False
+
+
+ABSENT = Written(None)
+
+
+class Recent:
+    """What was last written down of records by their keys, as far as it is known: the latest to stay longest."""
+
+    def __init__(self, size: int):
+        self.rows: dict[str, Written] = {}
+        self._most = size
+        self._size = 0
+
+    def put(self, key: str, written: Written) -> None:
+        """Note what a record has become. One that is gone is not kept: what comes after it was made anew."""
+        self._size += written.size - self.rows.pop(key, ABSENT).size
+        if written.document is not None:
+            self.rows[key] = written
+
+    def trim(self) -> None:
+        """Let the oldest go where they are too many."""
+        while self._size > self._most:
+            self._size -= self.rows.pop(next(iter(self.rows))).size
+
+    def clear(self) -> None:
+        self.rows.clear()
+        self._size = 0
 
 
 class Journal:
@@ -60,6 +98,7 @@ class Journal:
         self._keep_days = keep_days
         self._documents = Documents(b"")
         self._era = ""
+        self._recent = Recent(RECENT_BYTES)
         self._chain: Chain | None = None
         self._revision = 0
         self._fault = "starting"
@@ -131,6 +170,7 @@ class Journal:
                              skip: int) -> int:
         """Write what the watch brings, until etcd has forgotten what comes next; the revision that was reached."""
         self._revision = revision
+        self._recent.clear()            # what follows may begin elsewhere than what went before has ended
         pruned = 0.0
         while True:
             getter = asyncio.create_task(queue.get())
@@ -172,10 +212,13 @@ class Journal:
         for batch in batches:
             for record in batch.records:
                 revisions.setdefault(record.revision, []).append(record)
-        known: dict[str, Record | None] = {}
-        asked = [(record.key, record.revision - 1) for records in revisions.values() for record in records
-                 if self._kind(record.key) and record.created != record.revision and not _seen(known, record.key)]
-        old = await self._before(asked)
+        first: dict[str, Record] = {}
+        for record in (record for records in revisions.values() for record in records):
+            if record.key not in self._recent.rows and self._kind(record.key):
+                first.setdefault(record.key, record)
+        asked = [(key, record.revision - 1) for key, record in first.items() if record.created != record.revision]
+        for key, record in (await self._before(asked)).items():
+            self._recent.put(key, self._written(key, record))
         entries: list[dict[str, Any]] = []
         for revision, records in revisions.items():
             mark = next((Mark.FromString(record.value) for record in records
@@ -185,22 +228,23 @@ class Journal:
             kept = [(record, author) for record, author in zip(written, authors, strict=True) if self._kind(record.key)]
             sent = _moment(mark.sent_at_ms) if mark else _now()
             for index, (record, author) in enumerate(kept, 1):
-                before = None if record.created == record.revision else old.get(record.key)
+                before = self._recent.rows.get(record.key, ABSENT)
                 if author is None:      # no transaction of the control plane's: a lease that ended, or somebody's own client
-                    author = Decision(actor="lease" if before and before.lease and record.value is None else "outside")
+                    author = Decision(actor="lease" if before.leased and record.value is None else "outside")
                     if author.actor == "outside":
                         log.warning("%s was changed at revision %d by none of this cloud's parts", record.key, revision)
+                after = self._written(record.key, record)
                 entries.append({
                     "type": "change", "era": self._era, "revision": revision, "index": index, "of": len(kept), "time": sent,
                     "actor": author.actor, "project": author.project_id, "request": author.request_id, "rpc": author.rpc,
-                    **self._thing(record.key), "before": self._document(record.key, before),
-                    "after": self._document(record.key, record)})
-                old[record.key] = record
+                    **self._thing(record.key), "before": before.document, "after": after.document})
+                self._recent.put(record.key, after)
+        self._recent.trim()
         return entries
 
-    async def _before(self, asked: Sequence[tuple[str, int]]) -> dict[str, Record | None]:
-        """Records as they were at revisions. What etcd has forgotten meanwhile is left out."""
-        found: dict[str, Record | None] = {}
+    async def _before(self, asked: Sequence[tuple[str, int]]) -> dict[str, Record]:
+        """Records as they were at revisions. What there was none of, or etcd has forgotten meanwhile, is left out."""
+        found: dict[str, Record] = {}
         for start in range(0, len(asked), MAX_OPERATIONS):
             part = asked[start:start + MAX_OPERATIONS]
             request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(
@@ -212,7 +256,8 @@ class Journal:
                 continue
             for (key, _), answer in zip(part, response.responses, strict=True):
                 kvs = answer.response_range.kvs
-                found[key] = Record(key, kvs[0].value, kvs[0].mod_revision, kvs[0].create_revision, kvs[0].lease) if kvs else None
+                if kvs:
+                    found[key] = Record(key, kvs[0].value, kvs[0].mod_revision, kvs[0].create_revision, kvs[0].lease)
         return found
 
     def _kind(self, key: str) -> Kind | None:
@@ -230,15 +275,17 @@ class Journal:
         assert kind is not None
         return {"kind": kind.message.DESCRIPTOR.full_name, "key": key, "id": key.removeprefix(kind.prefix)}
 
-    def _document(self, key: str, record: Record | None) -> dict[str, Any] | None:
-        if record is None or record.value is None:
-            return None
+    def _written(self, key: str, record: Record) -> "Written":
+        if record.value is None:
+            return ABSENT
         kind = self._kind(key)
         assert kind is not None
         try:
-            return self._documents.of(kind.message.FromString(record.value))
+            document: dict[str, Any] = self._documents.of(kind.message.FromString(record.value))
         except DecodeError:
-            return {"undecodable_bytes": len(record.value)}
+            document = {"undecodable_bytes": len(record.value)}
+        text = orjson.dumps(document)
+        return Written(orjson.Fragment(text), len(text), bool(record.lease))
 
     async def _fill_gap(self, chain: Chain, revision: int) -> int:
         """Write down what differs from what the journal says, where etcd's history has a hole; the revision of the state."""
@@ -256,7 +303,7 @@ class Journal:
         entries += [{"type": "change", "era": self._era, "revision": now, "index": index, "of": of, **blank, **self._thing(key),
                      "before": None, "after": None} for index, key in enumerate(gone, 1)]
         entries += [{"type": "change", "era": self._era, "revision": now, "index": index, "of": of, **blank,
-                     **self._thing(record.key), "before": None, "after": self._document(record.key, record),
+                     **self._thing(record.key), "before": None, "after": self._written(record.key, record).document,
                      "changed_at": record.revision} for index, record in enumerate(changed, len(gone) + 1)]
         entries.append({"type": "gap", "era": self._era, "revision": now, "to": now, "time": _now(), "records": 0})
         for start in range(0, len(entries), MOST):
@@ -297,13 +344,6 @@ def state(directory: Path) -> dict[str, Any]:
         return json.loads((directory / STATE).read_bytes())
     except (FileNotFoundError, ValueError):
         return {"time": 0.0, "fault": "it has never run", "revision": 0, "sequence": 0, "head": ""}
-
-
-def _seen(known: dict[str, Record | None], key: str) -> bool:
-    if key in known:
-        return True
-    known[key] = None
-    return False
 
 
 def _authors(mark: Mark | None, writes: int) -> list[Decision | None]:

@@ -130,6 +130,24 @@ async def test_a_commit_of_several_records_is_one_author_and_a_job_is_known_by_i
     assert [(row["index"], row["of"]) for row in rows] == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize("remembered", [0, 200, 2**20])
+async def test_what_was_before_is_the_same_whether_it_is_remembered_or_asked_for(
+        database: Database, etcd_store: EtcdStore, directory: Path, monkeypatch: pytest.MonkeyPatch, remembered: int) -> None:
+    monkeypatch.setattr(journal_module, "RECENT_BYTES", remembered)
+    async with writing(etcd_store, directory):
+        for turn in range(4):
+            for name in "abcdef":
+                await put(database, name, f"user:{name}", **({"cores": turn} if turn != 2 else {}))
+            await caught_up(directory, lambda turn=turn: len(changes(directory)) == 6 * (turn + 1))   # type: ignore[misc]
+        await database.transact(lambda tx: tx.delete(THING, "b"))
+        await put(database, "b", "user:b", cores=9)
+        await caught_up(directory, lambda: len(changes(directory)) == 26)
+    for name in "abcdef":
+        rows = [row for row in changes(directory) if row["id"] == name]
+        assert [row["before"] for row in rows] == [None, *(row["after"] for row in rows[:-1])]
+        assert [row["after"]["used"] for row in rows[:4] if row["after"].get("used")] == [{"cores": n} for n in (0, 1, 3)]
+
+
 async def test_it_goes_on_where_it_stopped_and_writes_nothing_twice(
         database: Database, etcd_store: EtcdStore, directory: Path) -> None:
     await put(database, "before", "user:1")
