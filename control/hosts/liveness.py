@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from control.hosts import leases, records
@@ -41,15 +41,16 @@ class Fencing:
 
 
 class Liveness:
-    """Of one replica. `attached` says whether it has a stream of a host."""
+    """Of one replica. `attached` and `coming` are the hosts that it has streams of, and those whose streams wait."""
 
     def __init__(self, database: Database, membership: Membership, acknowledged: Leases, fencing: Fencing,
-                 attached: Callable[[str], bool]):
+                 attached: Collection[str], coming: Collection[str]):
         self._db = database
         self._membership = membership
         self._leases = acknowledged
         self._fencing = fencing
         self._attached = attached
+        self._coming = coming
         self._gone: dict[str, float] = {}              # replica -> when this one saw it gone
 
     async def watch_own(self) -> None:
@@ -57,9 +58,10 @@ class Liveness:
         while True:
             await asyncio.sleep(leases.LOOK_EVERY)
             own = self._membership.id
-            await self._write_down(
-                [host for host in self._db.cache.by(fleet.HOST, "replica", own) if self._missed(host.name)],
-                lambda host: self._missed(host.name))
+            if self._db.cache.count(fleet.HOST, "replica", own) > len(self._attached):       # mostly all are there
+                await self._write_down(
+                    [host for host in self._db.cache.by(fleet.HOST, "replica", own) if self._missed(host.name)],
+                    lambda host: self._missed(host.name))
 
     async def lead(self, fence: Sequence[Guard]) -> None:
         """The leader's part: hosts of replicas that are gone, and the fencing of those that are down; until cancelled."""
@@ -72,7 +74,7 @@ class Liveness:
     # Down
 
     def _missed(self, name: str) -> bool:
-        return not self._attached(name) and self._leases.over(name)
+        return name not in self._attached and name not in self._coming and self._leases.over(name)
 
     async def _watch_orphans(self, fence: Sequence[Guard]) -> None:
         def note(change: Change) -> None:
@@ -82,7 +84,7 @@ class Liveness:
         self._gone.clear()
         with self._db.cache.listening(note):
             while True:
-                held = {host.replica for host in self._db.cache.all(fleet.HOST) if host.up or host.replica}
+                held = set(self._db.cache.values(fleet.HOST, "replica"))
                 now = time.monotonic()
                 gone = {replica for replica in held - {self._membership.id} if self._db.get(REPLICA, replica) is None}
                 self._gone = {replica: self._gone.get(replica, now) for replica in gone}

@@ -32,6 +32,9 @@ HEARTBEAT, HEARTBEATS = leases.HEARTBEAT, 1000
 #: a large security group is sent to its hosts more often; longer, and fewer: a group's other members know a new one later.
 LATER, AT_ONCE = 1.0, 25
 
+#: Agents that are attached at a time; others wait. More make thousands that come back at once hold up all else.
+ATTACHING = 50
+
 #: Ports, and servers, that are taken in by one commit: with their history they fit into one.
 TOGETHER = 20
 
@@ -92,7 +95,10 @@ class Hosts:
         self._membership = membership
         self._fencing = fencing or Fencing()
         self._leases = Leases()
-        self.liveness = Liveness(database, membership, self._leases, self._fencing, self._sessions_have)
+        self._sessions: dict[str, Session] = {}
+        self._coming: dict[str, int] = {}                     # hosts whose streams wait to be attached, how many
+        self._slots = asyncio.Semaphore(ATTACHING)
+        self.liveness = Liveness(database, membership, self._leases, self._fencing, self._sessions, self._coming)
         self._projections = projections
         self._observers = observers
         self._images = images
@@ -101,7 +107,6 @@ class Hosts:
         self._peers = peers
         self._leaving = False
         self._certify = certify
-        self._sessions: dict[str, Session] = {}
         self._shared: set[tuple[Projection, str]] = set()     # what has changed that many hosts share
         self._query_ids = itertools.count(1)
 
@@ -109,7 +114,13 @@ class Hosts:
 
     async def Attach(self, requests: AsyncIterator[pb.AgentMessage], call: Call) -> AsyncIterator[pb.ControlMessage]:
         hello = await self._hello(requests, call)
-        session = await self._attach(hello)
+        self._coming[hello.host] = self._coming.get(hello.host, 0) + 1
+        try:
+            async with self._slots:
+                session = await self._attach(hello)
+        finally:
+            if left := self._coming.pop(hello.host) - 1:
+                self._coming[hello.host] = left
         reader = asyncio.create_task(self._read(session, requests))
         welcome: pb.Welcome | None = pb.Welcome(heartbeat_seconds=session.heartbeat)
         try:
@@ -170,9 +181,6 @@ class Hosts:
         host = self._db.get(fleet.HOST, session.host)
         if host is None or host.replica != self._membership.id or host.epoch != session.epoch:
             session.close("the host was taken from this replica")
-
-    def _sessions_have(self, host: str) -> bool:
-        return host in self._sessions
 
     async def FetchImage(self, request: pb.FetchImageRequest, call: Call) -> AsyncIterator[pb.FetchImageResponse]:
         async for data in self._images.read(request.sha512):

@@ -27,7 +27,7 @@ GUARD_EVERY = 10.0
 #: Seconds between two rounds over the members.
 PAUSE = 0.1
 
-_OPTIONS = (
+OPTIONS = (
     ("grpc.max_receive_message_length", -1),       # a page of records, a fragment of a watch: etcd bounds them
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -48,16 +48,21 @@ _AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEED
 NEED_LEADER = (("hasleader", "true"),)
 
 
+def target_of(endpoint: str) -> str:
+    """What gRPC calls an endpoint: without its scheme."""
+    return endpoint.removeprefix("https://").removeprefix("http://").rstrip("/")
+
+
 class Member:
     """One endpoint and its stubs."""
 
     def __init__(self, endpoint: str, credentials: grpc.ChannelCredentials | None):
         self.endpoint = endpoint
-        target = endpoint.removeprefix("https://").removeprefix("http://").rstrip("/")
+        target = target_of(endpoint)
         if credentials is None:
-            self.channel = grpc.aio.insecure_channel(target, _OPTIONS)
+            self.channel = grpc.aio.insecure_channel(target, OPTIONS)
         else:
-            self.channel = grpc.aio.secure_channel(target, credentials, _OPTIONS)
+            self.channel = grpc.aio.secure_channel(target, credentials, OPTIONS)
         self.kv = rpc_pb2_grpc.KVStub(self.channel)
         self.lease = rpc_pb2_grpc.LeaseStub(self.channel)
         self.watch = rpc_pb2_grpc.WatchStub(self.channel)
@@ -125,17 +130,12 @@ class Client:
                 tries += 1
                 self.failed(member)
                 if loop.time() >= give_up:
-                    raise self.unavailable(f"{member.endpoint}: {error.details()}") from error
+                    raise unanswered(self.endpoints, f"{member.endpoint}: {error.details()}") from error
             except asyncio.CancelledError:
                 self.cancelled()
                 raise
             if tries % len(self.endpoints) == 0:
                 await asyncio.sleep(PAUSE)
-
-    def unavailable(self, why: str) -> Unavailable:
-        return Unavailable("store.unavailable", f"etcd at {', '.join(self.endpoints)} does not answer ({why}). Check that etcd "
-                           "runs there and that its certificates are this cloud's; a change that was under way may still "
-                           "have been made.")
 
     def check_open(self) -> None:
         if self.closed:
@@ -152,6 +152,12 @@ class Client:
         members, self._members = [*self._members.values(), *self._former], {}
         for member in members:
             await member.channel.close()
+
+
+def unanswered(endpoints: Sequence[str], why: str) -> Unavailable:
+    """What a caller is told where no member answers."""
+    return Unavailable("store.unavailable", f"etcd at {', '.join(endpoints)} does not answer ({why}). Check that etcd runs there "
+                       "and that its certificates are this cloud's; a change that was under way may still have been made.")
 
 
 def _refuse(member: Member, error: AioRpcError) -> None:
@@ -179,5 +185,5 @@ def prefix_range(prefix: str) -> dict[str, bytes]:
     return {"key": start or b"\0", "range_end": range_end(start)}
 
 
-__all__ = ["DEADLINE", "GUARD_EVERY", "NEED_LEADER", "PATIENCE", "AioRpcError", "Client", "Member", "prefix_range", "range_end",
-           "rpc_pb2"]
+__all__ = ["DEADLINE", "GUARD_EVERY", "NEED_LEADER", "OPTIONS", "PATIENCE", "AioRpcError", "Client", "Member", "prefix_range",
+           "range_end", "rpc_pb2", "target_of", "unanswered"]

@@ -1,4 +1,4 @@
-"""The store over etcd: reads, watches and leases; etcd_commit has the writes, etcd_client the connections.
+"""The store over etcd: reads, watches and leases; etcd_commit has the writes, etcd_lease the renewals, etcd_client connections.
 
 A watch neither misses a change nor repeats one, whatever happens to connections and members: it always resumes from the
 last revision that it has handed out whole.
@@ -24,6 +24,7 @@ from control.kernel.etcd_client import (
     rpc_pb2,
 )
 from control.kernel.etcd_commit import Committer
+from control.kernel.etcd_lease import Renewer
 from control.kernel.pki import Credentials
 from control.kernel.store import Batch, Guard, Record
 
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 #: Records in one page of a scan, and seconds that one may take. Larger pages save round trips, and hold etcd and this
 #: process up for longer.
 PAGE, PAGE_DEADLINE = 1000, 5.0
-#: Seconds that a member has to renew a lease: the shortest lease lasts two, and another member must be tried within them.
-RENEWAL_DEADLINE = 0.5
 #: How often a scan starts again when compaction overtakes it.
 SCANS = 5
 
@@ -45,6 +44,7 @@ class EtcdStore:
         self.client = Client(endpoints, credentials, patience=patience)
         self._committer = Committer(self.client)
         self.commits = self._committer.timings
+        self._renewer = Renewer(endpoints, credentials)
         self._read = 0
 
     @property
@@ -147,20 +147,8 @@ class EtcdStore:
             await self.client.call(lambda member: member.lease.LeaseGrant, request)
         return request.ID
 
-    async def keep_alive(self, lease: int) -> bool:
-        def renew(member: Member) -> Callable:
-            async def first_answer(request: rpc_pb2.LeaseKeepAliveRequest, timeout: float) -> bool:
-                stream = member.lease.LeaseKeepAlive(timeout=timeout, metadata=NEED_LEADER)
-                try:
-                    await stream.write(request)
-                    async for response in stream:
-                        return response.TTL > 0
-                    raise Unavailable("store.unavailable", f"etcd at {member.endpoint} ended a lease's stream")
-                finally:
-                    stream.cancel()
-            return first_answer
-
-        return await self.client.call(renew, rpc_pb2.LeaseKeepAliveRequest(ID=lease), deadline=RENEWAL_DEADLINE)
+    def renewer(self) -> Callable[[int], bool]:
+        return self._renewer.renew
 
     async def revoke(self, lease: int) -> None:
         with _tolerating(grpc.StatusCode.NOT_FOUND):
@@ -168,6 +156,7 @@ class EtcdStore:
 
     async def close(self) -> None:
         self.client.closed = True
+        self._renewer.close()
         await self._committer.close()
         await self.client.close()
 

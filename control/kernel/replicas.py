@@ -1,11 +1,12 @@
 """Which control processes live: each holds one lease, and all that shall die with it hangs on that.
 
 A record in the cache is a replica that lives, or that died less than TTL and etcd's own half second ago. One lease, renewed
-by one timer, carries the replica's record and every role that it leads, however many they are.
+by one thread, carries the replica's record and every role that it leads, however many they are.
 """
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from control.kernel import clock
 from control.kernel.cache import Kind
 from control.kernel.errors import Stale, Unavailable
+from control.kernel.lease_keeper import LeaseKeeper
 from control.kernel.store import Record, Store
 from protos.internal.v1.replicas_pb2 import Leadership, ReplicaRecord
 
@@ -58,15 +60,19 @@ class Membership:
         self._ttl = ttl
         self._term: Term | None = None
         self._begun = asyncio.Event()
-        self._sure_until = 0.0                  # on the loop's clock: etcd cannot have let the lease end before
+        self._granted = 0.0                     # when it was asked for, on the monotonic clock
+        self._keeper: LeaseKeeper | None = None
 
     def sure(self) -> int:
         """The lease of the present term where it is certain, at this moment, that it has not ended in the store; else 0.
 
         What a replica promises while it is sure, it promises before any other one can see it gone.
         """
-        term = self._term
-        return term.lease if term is not None and asyncio.get_running_loop().time() < self._sure_until else 0
+        term, keeper = self._term, self._keeper
+        if term is None or keeper is None:
+            return 0
+        # etcd cannot have let it end before; not by the loop's clock, which stands still while the loop is busy
+        return term.lease if time.monotonic() < max(self._granted, keeper.asked) + self._ttl else 0
 
     @property
     def id(self) -> str:
@@ -82,9 +88,9 @@ class Membership:
         """Be listed until cancelled; begins anew, with a new lease, when the lease was lost. Cancelled, it revokes the lease."""
         while True:
             try:
-                asked = asyncio.get_running_loop().time()
+                asked = time.monotonic()
                 lease = await self._store.grant(self._ttl)
-                self._sure_until = asked + self._ttl
+                self._granted, self._keeper = asked, None
             except Unavailable as error:
                 log.warning("replica %s: %s", self.id, error)
                 await asyncio.sleep(PAUSE)
@@ -110,32 +116,12 @@ class Membership:
         self._begun.set()
         log.info("replica %s: listed, at %s", self.id, self.record.address)
         try:
-            await self._renew(lease)
+            with LeaseKeeper(self._store.renewer(), lease, every=self._ttl / 3, silence=SILENCE) as self._keeper:
+                await self._keeper.lost.wait()
         finally:
             self._term.over.set()
             self._term = None
             self._begun.clear()
-
-    async def _renew(self, lease: int) -> None:
-        """Return when the lease is lost, or nobody has answered for SILENCE."""
-        loop = asyncio.get_running_loop()
-        heard = loop.time()
-        while True:
-            await asyncio.sleep(self._ttl / 3)
-            asked = loop.time()
-            try:
-                async with asyncio.timeout_at(heard + SILENCE):
-                    if not await self._store.keep_alive(lease):
-                        return
-            except TimeoutError:
-                return
-            except Unavailable as error:
-                log.warning("replica %s: %s", self.id, error)
-                if loop.time() >= heard + SILENCE:
-                    return
-            else:
-                heard = loop.time()
-                self._sure_until = max(self._sure_until, asked + self._ttl)
 
     async def _end(self, lease: int) -> None:
         """Revoke the lease; where that fails it ends by itself."""

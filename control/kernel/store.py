@@ -7,7 +7,7 @@ and tests/conformance/check_store.py holds both to it.
 """
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -101,8 +101,8 @@ class Store(Protocol):
     async def grant(self, ttl: int) -> int:
         """A new lease of `ttl` seconds; its id."""
 
-    async def keep_alive(self, lease: int) -> bool:
-        """Renew a lease; False when it has expired."""
+    def renewer(self) -> Callable[[int], bool]:
+        """What renews a lease, from any thread but the loop's: False when it has expired. It blocks for some seconds at most."""
 
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its keys. Safe to repeat."""
@@ -184,14 +184,18 @@ class MemoryStore:
         self._leases[lease] = (ttl, asyncio.get_running_loop().call_later(ttl, self._expire, lease))
         return lease
 
-    async def keep_alive(self, lease: int) -> bool:
-        self._check_open()
-        if lease not in self._leases:
-            return False
-        ttl, timer = self._leases[lease]
-        timer.cancel()
-        self._leases[lease] = (ttl, asyncio.get_running_loop().call_later(ttl, self._expire, lease))
-        return True
+    def renewer(self) -> Callable[[int], bool]:
+        async def renew(lease: int) -> bool:
+            self._check_open()
+            if lease not in self._leases:
+                return False
+            ttl, timer = self._leases[lease]
+            timer.cancel()
+            self._leases[lease] = (ttl, asyncio.get_running_loop().call_later(ttl, self._expire, lease))
+            return True
+
+        loop = asyncio.get_running_loop()
+        return lambda lease: asyncio.run_coroutine_threadsafe(renew(lease), loop).result()
 
     async def revoke(self, lease: int) -> None:
         self._check_open()

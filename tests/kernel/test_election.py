@@ -90,9 +90,10 @@ class CutOff:
     def __getattr__(self, name: str):
         return getattr(self._store, name)
 
-    async def keep_alive(self, lease: int) -> bool:
-        await asyncio.Event().wait()
-        raise AssertionError
+    def renewer(self):
+        def renew(lease: int) -> bool:
+            raise Unavailable("store.unavailable", "no network")
+        return renew
 
     async def revoke(self, lease: int) -> None:
         raise Unavailable("store.unavailable", "no network")

@@ -147,7 +147,8 @@ async def test_many_commits_whose_replies_were_lost_each_happen_once(etcd_store,
 async def test_an_etcd_that_is_gone_is_unavailable_with_its_address_and_what_to_do(etcd, etcd_store):
     port = free_port()
     store = etcd.store(f"https://127.0.0.1:{port}", patience=0.2)
-    for call in (store.get("/a"), store.scan("/a"), store.commit(Record("/a", b"")), store.grant(5), store.keep_alive(5)):
+    for call in (store.get("/a"), store.scan("/a"), store.commit(Record("/a", b"")), store.grant(5),
+                 asyncio.to_thread(store.renewer(), 5)):
         with pytest.raises(Unavailable, match=rf"127\.0\.0\.1:{port}.*[Cc]heck"):
             await call
     await store.close()
@@ -404,7 +405,7 @@ async def test_a_full_etcd_is_read_and_watched_and_takes_no_lease(small_etcd: Et
     assert (await small_etcd.get("/a/before")).revision == before
     assert len((await small_etcd.scan("/a/"))[0]) == 2
     assert (await take(small_etcd, "/a/", before, 1))[0].records[-1].key == "/a/x"
-    assert await small_etcd.keep_alive(lease), "who leads goes on to lead"
+    assert await asyncio.to_thread(small_etcd.renewer(), lease), "who leads goes on to lead"
     with pytest.raises(Unavailable, match="no space"):
         await small_etcd.grant(30)
     with pytest.raises(Unavailable, match="no space"):

@@ -1,11 +1,12 @@
 """A replica is listed while it lives, once, and begins anew when it was forgotten."""
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from control.kernel import replicas
+from control.kernel import lease_keeper, replicas
 from control.kernel.database import Database
 from control.kernel.errors import Unavailable
 from control.kernel.etcd_store import EtcdStore
@@ -49,8 +50,10 @@ class CutOff:
     def __getattr__(self, name: str):
         return getattr(self._store, name)
 
-    async def keep_alive(self, lease: int) -> bool:
-        raise Unavailable("store.unavailable", "no network")
+    def renewer(self) -> Callable[[int], bool]:
+        def renew(lease: int) -> bool:
+            raise Unavailable("store.unavailable", "no network")
+        return renew
 
     async def revoke(self, lease: int) -> None:
         raise Unavailable("store.unavailable", "no network")
@@ -99,6 +102,54 @@ async def test_one_whose_lease_was_lost_ends_its_term_and_is_listed_again_with_a
     with contextlib.suppress(asyncio.CancelledError):
         await stop(task)
     assert again.over.is_set()
+
+
+@pytest.mark.etcd
+async def test_a_loop_that_is_busy_for_longer_than_its_lease_lasts_loses_nothing(etcd_store: EtcdStore):
+    member = Membership(etcd_store, replicas.new_record("one", "one:1"))
+    task = asyncio.create_task(member.run())
+    term = await member.term()
+    started = time.monotonic()
+    while time.monotonic() < started + 2 * replicas.TTL:      # nothing else runs in this loop meanwhile
+        sum(range(10_000))
+    assert member.sure() == term.lease, "the thread renewed it all the time, and it is known here at once"
+    assert (await etcd_store.get(REPLICA.key(member.id))).lease == term.lease
+    assert not term.over.is_set()
+    await stop(task)
+
+
+@pytest.mark.etcd
+async def test_a_loop_that_does_nothing_any_more_loses_its_lease(etcd_store: EtcdStore, monkeypatch):
+    monkeypatch.setattr(lease_keeper, "STALL", 0.7)
+    member = Membership(etcd_store, replicas.new_record("one", "one:1"))
+    task = asyncio.create_task(member.run())
+    term = await member.term()
+    time.sleep(replicas.TTL + 3)
+    assert member.sure() == 0
+    async with asyncio.timeout(10):
+        await term.over.wait()
+        assert (await member.term()).lease != term.lease
+    await stop(task)
+
+
+@pytest.mark.etcd
+async def test_a_lease_is_renewed_by_the_members_that_are_left(cluster: list[Etcd]):
+    for each in cluster:
+        await each.ready()
+    store = EtcdStore([each.endpoint for each in cluster], cluster[0].credentials)
+    lease, leader = await store.grant(60), await etcd_leader(store, cluster)
+    renew = store.renewer()
+    for each in cluster:
+        if each is not leader:
+            each.kill()
+            break
+    for _ in range(3):
+        assert await asyncio.to_thread(renew, lease)
+    await store.revoke(lease)
+    assert not await asyncio.to_thread(renew, lease)
+    await store.close()
+    with pytest.raises(Unavailable):
+        await asyncio.to_thread(renew, lease)
 
 
 @pytest.mark.etcd
