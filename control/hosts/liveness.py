@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 #: Hosts that are written down at a time: the store commits them together.
 AT_ONCE = 128
 
+#: Hosts, and part of all, that may be missed at once like any other: with more of them the fault is more likely on this side (an
+#: overload, a network that is cut), and they have so many seconds more. Less patience has a cloud that comes back rebuild itself
+#: elsewhere; more has the servers of a rack that is lost wait.
+MANY, MANY_PART, MANY_PATIENCE = 10, 0.2, 60.0
+
 #: Seconds that the command that cuts a host's power may take, and hosts for which it runs at a time.
 COMMAND_WITHIN, COMMANDS = 20.0, 16
 
@@ -52,6 +57,7 @@ class Liveness:
         self._attached = attached
         self._coming = coming
         self._gone: dict[str, float] = {}              # replica -> when this one saw it gone
+        self._many_since: dict[str, float] = {}        # replica -> since when many of its hosts are missed at once
 
     async def watch_own(self) -> None:
         """Write down this replica's hosts that are missed; until cancelled."""
@@ -60,7 +66,7 @@ class Liveness:
             own = self._membership.id
             if self._db.cache.count(fleet.HOST, "replica", own) > len(self._attached):       # mostly all are there
                 await self._write_down(
-                    [host for host in self._db.cache.by(fleet.HOST, "replica", own) if self._missed(host.name)],
+                    own, [host for host in self._db.cache.by(fleet.HOST, "replica", own) if self._missed(host.name)],
                     lambda host: self._missed(host.name))
 
     async def lead(self, fence: Sequence[Guard]) -> None:
@@ -90,13 +96,16 @@ class Liveness:
                 self._gone = {replica: self._gone.get(replica, now) for replica in gone}
                 for replica in gone:
                     if now - self._gone[replica] >= leases.GRACE:
-                        await self._write_down([host for host in self._db.cache.by(fleet.HOST, "replica", replica)
-                                                if host.up or host.replica], lambda _: True,
+                        hosts = [host for host in self._db.cache.by(fleet.HOST, "replica", replica) if host.up or host.replica]
+                        await self._write_down(replica, hosts, lambda _: True,
                                                [*fence, Guard.unchanged(REPLICA.key(replica), 0)])
                 await asyncio.sleep(leases.LOOK_EVERY)
 
-    async def _write_down(self, hosts: Iterable[HostRecord], still: Callable[[HostRecord], bool],
+    async def _write_down(self, replica: str, hosts: Sequence[HostRecord], still: Callable[[HostRecord], bool],
                           guards: Sequence[Guard] = ()) -> None:
+        """Write down hosts of a replica that are missed, unless they are too many to be down at once."""
+        if self._too_many(replica, len(hosts)):
+            return
         slots = asyncio.Semaphore(AT_ONCE)
 
         async def one(host: HostRecord) -> None:
@@ -108,6 +117,18 @@ class Liveness:
                         self._leases.forget(host.name)
 
         await asyncio.gather(*map(one, hosts))
+
+    def _too_many(self, replica: str, missed: int) -> bool:
+        """Whether so many hosts are missed that they get more time to come back."""
+        total = self._db.cache.size(fleet.HOST)
+        if missed <= max(MANY, total * MANY_PART):
+            self._many_since.pop(replica, None)
+            return False
+        now = time.monotonic()
+        if replica not in self._many_since:
+            log.warning("%d of %d hosts are missed at once: more likely they cannot reach the control plane. None of them is "
+                        "written down for %.0f s more", missed, total, MANY_PATIENCE)
+        return now - self._many_since.setdefault(replica, now) < MANY_PATIENCE
 
     # Fencing
 

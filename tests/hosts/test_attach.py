@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from control.hosts import leases, service
+from control.hosts import leases, liveness, service
 from control.hosts.liveness import Fencing
 from control.hosts.service import Hosts
 from control.kernel import clock, fleet, pki, replicas, rpc
@@ -19,6 +19,7 @@ from control.kernel.interfaces import DiskMove
 from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
+from protos.internal.v1.fleet_pb2 import HostRecord
 from protos.internal.v1.quota_pb2 import QuotaLedger
 from protos.internal.v1.replicas_pb2 import ReplicaRecord
 from tests.upgrade.later_store import LaterStore
@@ -311,6 +312,29 @@ async def test_a_host_is_written_down_by_the_replica_it_was_attached_to_or_by_th
     assert not database.get(fleet.HOST, "two").HasField("fenced_at"), "down is not off"
     await database.transact(lambda tx: tx.delete(replicas.REPLICA, "there"))
     await until(lambda: not database.get(fleet.HOST, "one").up)
+    leading.cancel()
+
+
+async def test_where_many_hosts_are_missed_at_once_they_get_more_time_and_the_rest_goes_on(world, monkeypatch):
+    monkeypatch.setattr(leases, "GRACE", 0.1)
+    monkeypatch.setattr(liveness, "MANY_PATIENCE", 1.5)
+    database, _, hosts, _ = world
+    names = [f"host-{number}" for number in range(40)]
+    for name in names:
+        await database.transact(lambda tx, name=name: tx.put(fleet.HOST, HostRecord(name=name, id=name, up=True, replica="gone")))
+
+    def up() -> int:
+        return sum(host.up for host in database.cache.all(fleet.HOST))
+
+    leading = asyncio.create_task(hosts.liveness.lead([]))
+    started = asyncio.get_running_loop().time()
+    await until(lambda: up() == 0)
+    assert asyncio.get_running_loop().time() - started > 1.5, "all forty at once are more likely our fault"
+    for name in names[:10]:                                    # of forty, ten are lost and no more
+        await database.transact(lambda tx, name=name: tx.put(fleet.HOST, HostRecord(name=name, id=name, up=True, replica="lost")))
+    started = asyncio.get_running_loop().time()
+    await until(lambda: up() == 0)
+    assert asyncio.get_running_loop().time() - started < 1.5
     leading.cancel()
 
 
