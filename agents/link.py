@@ -31,7 +31,7 @@ HEARTBEAT = 4.0
 #: Without an acknowledgement for this part of its lease, the agent tries another endpoint, though the connection may stand: on
 #: a stream that worked, and on one that is being made. What is left must do for two that do not answer. Without a lease there is
 #: no hurry: seconds.
-DEAF_PART, CONNECT_PART, DEAF = 0.25, 0.17, 15.0
+DEAF_PART, CONNECT_PART, DEAF = 0.25, 0.17, 30.0
 
 #: Seconds that what was seen waits for more of it, so that a port and its server are written down by one commit; and that a mere
 #: step waits, which soon is over. Longer shows users later what is done, shorter has the control plane read what nobody will see.

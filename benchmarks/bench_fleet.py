@@ -46,23 +46,30 @@ def measure(hosts: int, servers: int, *, idle_seconds: float, changes: int, proc
             tenants = fill(cloud, fleet, servers)
             filled = time.monotonic() - began
             spent = meter.seconds()
-            figures = {
+            figures = said({
                 "hosts": hosts, "servers": servers, "attach_s": round(attached, 1), "fill_s": round(filled, 1),
                 "fill_cpu_ms_per_server": {name: round(used / max(servers, 1) * 1000, 2) for name, used in spent.items()
-                                           if name in ("control", "etcd", "simulator")}}
+                                           if name in ("control", "etcd", "simulator")}})
             time.sleep(min(idle_seconds, 10))
             memory = {name: load.pss_mib(found) for name, found in pids.items()}
             meter = Meter(pids)
             time.sleep(idle_seconds)
             idle = {name: round(used / idle_seconds * 100, 1) for name, used in meter.seconds().items()}
-            figures |= {"memory_mib": memory, "memory_without_servers_mib": bare, "control_mib": memory["control"],
-                        "idle_cpu_percent": idle}
-            figures |= listing(cloud, min(LISTED, servers), pids)
-            figures |= change(cloud, fleet, tenants[0], changes)
-            figures |= watching(cloud, tenants[0], min(WATCHERS, servers), max(changes // 4, 5))
-            figures |= {"agents_back_s": back(fleet, hosts, fleet.restart_agents),
-                        "control_back_s": back(fleet, hosts, lambda: os.kill(cloud.pids()["control"][0], signal.SIGKILL))}
+            figures |= said({"memory_mib": memory, "memory_without_servers_mib": bare, "control_mib": memory["control"],
+                             "idle_cpu_percent": idle})
+            figures |= said(listing(cloud, min(LISTED, servers), pids))
+            figures |= said(change(cloud, fleet, tenants[0], changes))
+            figures |= said(watching(cloud, tenants[0], min(WATCHERS, servers), max(changes // 4, 5)))
+            figures |= said({"agents_back_s": back(fleet, hosts, fleet.restart_agents)})
+            figures |= said({"control_back_s": back(
+                fleet, hosts, lambda: os.kill(cloud.pids()["control"][0], signal.SIGKILL))})
             return figures
+
+
+def said(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures; told to who waits as soon as they are there, for a large cloud takes half an hour."""
+    print(json.dumps(figures), file=sys.stderr, flush=True)
+    return figures
 
 
 def fill(cloud: Cloud, fleet: Any, servers: int) -> list[Tenant]:

@@ -20,7 +20,8 @@ from control.kernel.errors import Conflict, Unavailable
 from control.kernel.etcd_client import AioRpcError, prefix_range, rpc_pb2
 from control.kernel.etcd_commit import MARKS
 from control.kernel.etcd_maintenance import TOUCHED
-from control.kernel.etcd_store import PAGE, PAGE_DEADLINE, EtcdStore
+from control.kernel.etcd_pages import pages
+from control.kernel.etcd_store import EtcdStore
 from control.kernel.fleet import HOST
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS, Record, size_of
 from protos.compute.v1.records_pb2 import ServerRecord
@@ -49,23 +50,17 @@ async def dump(store: EtcdStore) -> AsyncIterator[tuple[int, StateChunk]]:
 
     Raises Unavailable where etcd forgets that revision meanwhile.
     """
-    request = rpc_pb2.RangeRequest(limit=PAGE, **prefix_range(""))
-    while True:
-        try:
-            response = await store.client.call(lambda member: member.kv.Range, request, deadline=PAGE_DEADLINE)
-        except AioRpcError as error:
-            raise Unavailable("backup.compacted", f"etcd has forgotten revision {request.revision} before all of it was read: "
-                                                  f"try again ({error.details()})") from error
-        request.revision = request.revision or response.header.revision
-        chunk = StateChunk()
-        for kv in response.kvs:
-            key = kv.key.decode()
-            if not kv.lease and not key.startswith(PASSING):
-                chunk.entries.add(key=key, value=kv.value)
-        yield request.revision, chunk
-        if not response.more:
-            return
-        request.key = response.kvs[-1].key + b"\0"
+    try:
+        async for page in pages(store.client, ""):
+            chunk = StateChunk()
+            for kv in page.kvs:
+                key = kv.key.decode()
+                if not kv.lease and not key.startswith(PASSING):
+                    chunk.entries.add(key=key, value=kv.value)
+            yield page.header.revision, chunk
+    except AioRpcError as error:
+        raise Unavailable("backup.compacted", "etcd has forgotten the backup's revision before all of it was read: try again "
+                                              f"({error.details()})") from error
 
 
 def pack(chunk: StateChunk) -> bytes:

@@ -34,13 +34,13 @@ SERVER = Kind("/compute/servers/", ServerRecord, indexes={
     "passing": lambda server: ("",) if derive(server).task_state else ()},
     order=lambda server: (-server.created_at.seconds, -server.created_at.nanos))
 ACTION = Kind("/compute/actions/", ActionRecord, id_of=lambda action: (action.server_id, action.request_id),
-              indexes={"server": lambda action: (action.server_id,)})
+              indexes={"server": lambda action: (action.server_id,)}, packed=True)
 FLAVOR = Kind("/compute/flavors/", FlavorRecord)
 FLAVOR_NAME = Kind("/compute/flavor-names/", FlavorName, id_of=lambda name: (name.name,))
 KEYPAIR = Kind("/compute/keypairs/", KeyPairRecord, id_of=lambda pair: (pair.user_id, pair.name),
                indexes={"user": lambda pair: (pair.user_id,)})
 SERVER_GROUP = Kind("/compute/server-groups/", ServerGroupRecord, indexes={"project": lambda group: (group.project_id,)})
-DECISION = Kind("/compute/decisions/", PlacementDecision, id_of=lambda decision: (decision.server_id,))
+DECISION = Kind("/compute/decisions/", PlacementDecision, id_of=lambda decision: (decision.server_id,), packed=True)
 MAINTENANCE = Kind("/compute/maintenances/", MaintenanceRecord, id_of=lambda record: (record.host,))
 KINDS = (SERVER, ACTION, FLAVOR, FLAVOR_NAME, KEYPAIR, SERVER_GROUP, DECISION, MAINTENANCE)
 

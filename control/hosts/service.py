@@ -8,6 +8,8 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from control.hosts import leases, records
@@ -32,6 +34,9 @@ HEARTBEAT, HEARTBEATS = leases.HEARTBEAT, 1000
 #: a large security group is sent to its hosts more often; longer, and fewer: a group's other members know a new one later.
 LATER, AT_ONCE = 1.0, 25
 
+#: Times by which this replica's own lateness is added to what counts as an agent's silence.
+BEHIND = 4
+
 #: Agents that are attached at a time; others wait. More make thousands that come back at once hold up all else.
 ATTACHING = 50
 
@@ -51,14 +56,15 @@ MAX_REQUEST = 16 << 10
 class Session:
     """One attached agent: what it was sent last, and the questions that it has not answered."""
 
-    __slots__ = ("answers", "closed", "dirty", "epoch", "heard", "heartbeat", "host", "queries", "sent", "snapshot_due", "term",
-                 "wake")
+    __slots__ = ("answers", "closed", "dirty", "epoch", "heard", "heard_at", "heartbeat", "host", "queries", "sent",
+                 "snapshot_due", "term", "wake")
 
     def __init__(self, host: str, epoch: int, term: int, heartbeat: float):
         self.host = host
         self.epoch = epoch
         self.term = term                            # of this replica, in which the host came to it
         self.heard: int | None = 0                  # number of the heartbeat to acknowledge; 0: the hello; None: none
+        self.heard_at = time.monotonic()            # infinite while what was heard is taken in
         self.heartbeat = heartbeat                  # seconds, as the agent was told
         self.sent: dict[str, tuple[int | None, bytes]] = {}    # version and digest of each object, by key
         self.snapshot_due = True
@@ -250,16 +256,25 @@ class Hosts:
         with self._db.cache.listening(self._on_change):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.liveness.watch_own())
-                group.create_task(self._catch_up())
+                group.create_task(self._look_after_sessions())
                 group.create_task(self._tell_later())
 
-    async def _catch_up(self) -> None:
-        """Have acknowledgements sent that this replica could not give when they were due."""
+    async def _look_after_sessions(self) -> None:
+        """Have acknowledgements sent that this replica could not give when they were due, and end streams that fell silent.
+
+        What came while this replica had no time to read it is not silence: how late it is now is added several times over.
+        """
+        lag = 0.0
         while True:
+            due = time.monotonic() + leases.LOOK_EVERY
             await asyncio.sleep(leases.LOOK_EVERY)
+            now = time.monotonic()
+            lag = max(now - due, lag * 0.9)
             for session in list(self._sessions.values()):
                 if session.heard is not None:
                     session.wake.set()
+                if now - session.heard_at > leases.MISSED * session.heartbeat + BEHIND * lag:
+                    session.close(f"silent for {now - session.heard_at:.0f} s")
 
     def _on_change(self, change: Change) -> None:
         if not self._sessions:
@@ -316,16 +331,12 @@ class Hosts:
         raise Invalid("host.hello", "An agent's first message must be its hello with a host name of 1 to 255 characters.")
 
     async def _read(self, session: Session, requests: AsyncIterator[pb.AgentMessage]) -> None:
-        reason, silence = "the agent ended its stream", leases.MISSED * session.heartbeat
+        reason = "the agent ended its stream"
         try:
-            while True:
-                async with asyncio.timeout(silence):
-                    message = await anext(requests)
+            async for message in requests:
+                session.heard_at = math.inf
                 await self._observe(session, message)
-        except StopAsyncIteration:
-            pass
-        except TimeoutError:
-            reason = f"silent for {silence:.0f} s"
+                session.heard_at = time.monotonic()
         except Exception as error:      # a broken stream raises what the transport likes
             reason = f"its stream broke: {type(error).__name__}"
         finally:

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from google.protobuf.message import DecodeError, Message
@@ -40,6 +40,8 @@ class Kind(Generic[M]):
     indexes: Mapping[str, Callable[[M], Iterable[str]]] = field(default_factory=dict)
     #: What Cache.in_order() goes by, ties broken by the key; the cache keeps it current from its first use on.
     order: Callable[[M], tuple[int, ...]] | None = None
+    #: For what is many and seldom read: the cache keeps it as it is stored, in a third of the memory, and decodes it when asked.
+    packed: bool = False
 
     def key(self, *parts: str) -> str:
         """The store key of an id. Parts may hold any text: they are percent-encoded."""
@@ -49,6 +51,10 @@ class Kind(Generic[M]):
 
     def key_of(self, message: M) -> str:
         return self.key(*self.id_of(message))
+
+
+def _itself(message: Any) -> Any:
+    return message
 
 
 class Change(NamedTuple, Generic[M]):
@@ -67,21 +73,25 @@ Follower = Callable[[Sequence[Change], int, bool], None]
 
 
 class _Table(Generic[M]):
-    __slots__ = ("_indexed", "_ordered", "indexes", "kind", "rows")
+    __slots__ = ("_indexed", "_ordered", "indexes", "kind", "read", "rows")
 
     def __init__(self, kind: Kind[M]):
         self.kind = kind
-        self.rows: dict[str, tuple[int, M]] = {}
+        self.rows: dict[str, tuple[int, Any]] = {}           # revision, and the message; of a packed kind its bytes
+        self.read: Callable[[Any], M] = kind.message.FromString if kind.packed else _itself
         self.indexes: dict[str, dict[str, dict[str, None]]] = {name: {} for name in kind.indexes}
         self._indexed = [(values_of, self.indexes[name]) for name, values_of in kind.indexes.items()]
         self._ordered: list[tuple[tuple[int, ...], str]] | None = None
 
-    def put(self, key: str, revision: int, message: M | None) -> M | None:
+    def put(self, key: str, revision: int, data: bytes | None) -> tuple[M | None, M | None]:
+        """Take in a record; (before, after). Raises DecodeError, and changes nothing, where it holds no such message."""
+        message = None if data is None else self.kind.message.FromString(data)
         row = self.rows.pop(key, None)
-        if row is not None:
-            self._unindex(key, row[1])
+        before = None if row is None else self.read(row[1])
+        if before is not None:
+            self._unindex(key, before)
         if message is not None:
-            self.rows[key] = (revision, message)
+            self.rows[key] = (revision, data if self.kind.packed else message)
             for values_of, index in self._indexed:
                 for value in values_of(message):
                     keys = index.get(value)
@@ -90,17 +100,17 @@ class _Table(Generic[M]):
                     else:
                         keys[key] = None
         if self._ordered is not None:
-            self._reorder(key, row[1] if row is not None else None, message)
-        return row[1] if row is not None else None
+            self._reorder(key, before, message)
+        return before, message
 
     def in_order(self, after: str) -> Iterator[M]:
         order, rows = self.kind.order, self.rows
         assert order is not None
         if self._ordered is None:
-            self._ordered = sorted((order(message), key) for key, (_, message) in rows.items())
-        at = bisect.bisect_right(self._ordered, (order(rows[after][1]), after)) if after else 0
+            self._ordered = sorted((order(self.read(kept)), key) for key, (_, kept) in rows.items())
+        at = bisect.bisect_right(self._ordered, (order(self.read(rows[after][1])), after)) if after else 0
         for place in range(at, len(self._ordered)):
-            yield rows[self._ordered[place][1]][1]
+            yield self.read(rows[self._ordered[place][1]][1])
 
     def _reorder(self, key: str, before: M | None, after: M | None) -> None:
         order, ordered = self.kind.order, self._ordered
@@ -147,11 +157,13 @@ class Cache:
 
     def at(self, kind: Kind[M], key: str) -> tuple[int, M | None]:
         """(revision, message) under a store key; (0, None) when there is none."""
-        return self._tables[id(kind)].rows.get(key, (0, None))
+        row = self._tables[id(kind)].rows.get(key, (0, None))
+        return row if not kind.packed or row[1] is None else (row[0], kind.message.FromString(row[1]))
 
     def all(self, kind: Kind[M]) -> list[M]:
         """Every message of a kind, in order of last modification."""
-        return [message for _, message in self._tables[id(kind)].rows.values()]
+        rows = self._tables[id(kind)].rows.values()
+        return [kind.message.FromString(kept) for _, kept in rows] if kind.packed else [message for _, message in rows]
 
     def keys(self, kind: Kind[M]) -> list[str]:
         return list(self._tables[id(kind)].rows)
@@ -160,7 +172,8 @@ class Cache:
         """The messages that an index of the kind has under a value, in order of last modification; the first `limit` of them."""
         table = self._tables[id(kind)]
         keys: Iterable[str] = table.indexes[index].get(value, ())
-        return [table.rows[key][1] for key in (keys if limit is None else itertools.islice(keys, limit))]
+        found = [table.rows[key][1] for key in (keys if limit is None else itertools.islice(keys, limit))]
+        return list(map(table.read, found)) if kind.packed else found
 
     def in_order(self, kind: Kind[M], after: str = "") -> Iterator[M]:
         """The messages in their kind's own order: those after the one under a store key that there is, or all. Not to be kept
@@ -274,11 +287,10 @@ class Cache:
             if table is None:
                 continue
             try:
-                message = None if record.value is None else table.kind.message.FromString(record.value)
+                before, message = table.put(record.key, record.revision, record.value)
             except DecodeError:
                 log.error("%s holds no %s: passed over", record.key, table.kind.message.DESCRIPTOR.full_name)
                 continue
-            before = table.put(record.key, record.revision, message)
             if before is not None or message is not None:
                 changes.append(Change(table.kind, record.key, before, message, record.revision))
         self.revision = max(self.revision, revision)

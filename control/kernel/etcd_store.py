@@ -1,4 +1,5 @@
-"""The store over etcd: reads, watches and leases; etcd_commit has the writes, etcd_lease the renewals, etcd_client connections.
+"""The store over etcd: reads, watches and leases; etcd_commit has the writes, etcd_lease the renewals, etcd_pages the
+scans, etcd_client the connections.
 
 A watch neither misses a change nor repeats one, whatever happens to connections and members: it always resumes from the
 last revision that it has handed out whole.
@@ -25,14 +26,12 @@ from control.kernel.etcd_client import (
 )
 from control.kernel.etcd_commit import Committer
 from control.kernel.etcd_lease import Renewer
+from control.kernel.etcd_pages import pages
 from control.kernel.pki import Credentials
 from control.kernel.store import Batch, Guard, Record
 
 log = logging.getLogger(__name__)
 
-#: Records in one page of a scan, and seconds that one may take. Larger pages save round trips, and hold etcd and this
-#: process up for longer.
-PAGE, PAGE_DEADLINE = 1000, 5.0
 #: How often a scan starts again when compaction overtakes it.
 SCANS = 5
 
@@ -67,17 +66,13 @@ class EtcdStore:
         raise Unavailable("store.scan", f"a scan of {prefix} was overtaken by compaction {SCANS} times: keep more history")
 
     async def _scan(self, prefix: str) -> tuple[list[Record], int]:
-        """All pages at the revision of the first. Raises OUT_OF_RANGE when it is compacted meanwhile."""
+        """All records of one revision. Raises OUT_OF_RANGE when it is compacted meanwhile."""
         records: list[Record] = []
-        request = rpc_pb2.RangeRequest(limit=PAGE, **prefix_range(prefix))
-        while True:
-            response = await self.client.call(lambda member: member.kv.Range, request, deadline=PAGE_DEADLINE)
-            records += map(_record, response.kvs)
-            request.revision = request.revision or response.header.revision
-            if not response.more:
-                self._read = max(self._read, request.revision)
-                return records, request.revision
-            request.key = response.kvs[-1].key + b"\0"
+        async for page in pages(self.client, prefix):
+            records += map(_record, page.kvs)
+            revision = page.header.revision
+        self._read = max(self._read, revision)
+        return records, revision
 
     async def commit(self, *writes: Record, guards: Sequence[Guard] = ()) -> int:
         return await self._committer.commit(writes, guards)

@@ -45,6 +45,7 @@ ALLOCATION: Kind[AllocationRecord] = Kind(
     AllocationRecord,
     id_of=lambda record: (record.subnet_id, record.ip),
     indexes={"subnet": lambda record: (record.subnet_id,)},
+    packed=True,
 )
 PORT: Kind[Port] = Kind(
     "/network/ports/",
@@ -93,6 +94,7 @@ USE: Kind[UseRecord] = Kind(
     UseRecord,
     id_of=lambda record: (record.thing, record.user),
     indexes={"thing": lambda record: (record.thing,)},
+    packed=True,
 )
 TOPOLOGY: Kind[TopologyRecord] = Kind("/network/topologies/", TopologyRecord, id_of=lambda record: (record.project_id,))
 

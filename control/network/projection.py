@@ -13,6 +13,7 @@ hosts hear of a new member later, many changes at a time, and all are given the 
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from control.kernel.cache import Change, Kind
 from control.kernel.database import Database
@@ -65,6 +66,13 @@ _REMEMBERED = 10_000
 _OWN = (DHCP, INTERFACE, GATEWAY)
 
 
+class _Base(NamedTuple):
+    """A network with its own ports, by id, which every host of it has."""
+
+    network: pb.HostNetwork
+    members: list[tuple[str, pb.NetworkMember]]
+
+
 class Projection:
     """control.hosts.neighbours.Projection, by shape."""
 
@@ -73,6 +81,7 @@ class Projection:
         self._cache = database.cache
         self._changes: Counter[str] = Counter()       # of the members of groups
         self._made: dict[tuple[str, bool, bool], tuple[int, HostObject]] = {}
+        self._bases: dict[str, _Base] = {}            # of networks, as every host has them
         self._listening = self._cache.listening(self._count)
         self._listening.__enter__()
 
@@ -109,6 +118,12 @@ class Projection:
 
     def _count(self, change: Change) -> None:
         self._changes.update(_groups_of(change))
+        if change.kind is ROUTER:
+            self._bases.clear()
+        elif change.kind in (NETWORK, SUBNET, PORT):
+            for record in (change.before, change.after):
+                if record is not None and (change.kind is not PORT or record.device_owner in _OWN):
+                    self._bases.pop(record.id if change.kind is NETWORK else record.network_id, None)
 
     def hosts_sharing(self, name: str) -> Iterable[str]:
         """The hosts whose rules name a group."""
@@ -202,6 +217,18 @@ class Projection:
         )
 
     def _network(self, network: Network, here: Iterable[Port]) -> pb.HostNetwork:
+        base = self._bases.get(network.id)
+        if base is None:
+            if len(self._bases) >= _REMEMBERED:
+                self._bases.clear()
+            base = self._bases[network.id] = self._base(network)
+        shown = pb.HostNetwork()
+        shown.CopyFrom(base.network)
+        members = [*base.members, *((port.id, self._member(port)) for port in here if port.fixed_ips)]
+        shown.members.extend(member for _, member in sorted(members, key=lambda member: member[0]))
+        return shown
+
+    def _base(self, network: Network) -> "_Base":
         shown = pb.HostNetwork(
             id=network.id,
             vni=network.provider_segmentation_id,
@@ -221,21 +248,19 @@ class Projection:
                     routes=[pb.Route(destination=route.destination, next_hop=route.nexthop) for route in subnet.host_routes],
                 )
             )
-        own = [port for owner in _OWN for port in self._cache.by(PORT, "role", role(network.id, owner))]
-        for port in sorted((*here, *own), key=lambda port: port.id):
-            if port.fixed_ips:
-                shown.members.append(
-                    pb.NetworkMember(
-                        port_id=port.id,
-                        mac=port.mac_address,
-                        addresses=_addresses(port),
-                        hostname=port.dns_name,
-                        host=port.binding_host_id or self._router_host(port),
-                        device_id=port.device_id,
-                        dhcp_agent=port.device_owner == DHCP,
-                    )
-                )
-        return shown
+        own = [port for owner in _OWN for port in self._cache.by(PORT, "role", role(network.id, owner)) if port.fixed_ips]
+        return _Base(shown, [(port.id, self._member(port)) for port in own])
+
+    def _member(self, port: Port) -> pb.NetworkMember:
+        return pb.NetworkMember(
+            port_id=port.id,
+            mac=port.mac_address,
+            addresses=_addresses(port),
+            hostname=port.dns_name,
+            host=port.binding_host_id or self._router_host(port),
+            device_id=port.device_id,
+            dhcp_agent=port.device_owner == DHCP,
+        )
 
     def _router_host(self, port: Port) -> str:
         """The one host that a router's port is on; "" where it is on many, or is no router's."""
@@ -331,11 +356,14 @@ def _seen_change(change: Change) -> bool:
     """Whether a change is of anything that hosts see."""
     if change.before is None or change.after is None:
         return True
-    return any(
-        getattr(change.before, field.name) != getattr(change.after, field.name)
-        for field in change.kind.message.DESCRIPTOR.fields
-        if field.name not in _UNSEEN
-    )
+    before, after = change.before, change.after
+    return any(getattr(before, name) != getattr(after, name) for name in _seen(change.kind))
+
+
+@functools.cache
+def _seen(kind: Kind) -> list[str]:
+    """The fields of a kind's records that hosts see something of."""
+    return [field.name for field in kind.message.DESCRIPTOR.fields if field.name not in _UNSEEN]
 
 
 def _groups_of(change: Change) -> Iterable[str]:

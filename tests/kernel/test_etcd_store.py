@@ -2,12 +2,14 @@
 import asyncio
 import contextlib
 import os
+import random
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from control.kernel import etcd_pages
 from control.kernel.errors import Stale, Unavailable
 from control.kernel.etcd_client import Client, range_end, rpc_pb2
 from control.kernel.etcd_commit import MARKS, _Commit
@@ -492,3 +494,28 @@ async def test_a_full_disk_stops_etcd_and_it_goes_on_when_there_is_room(tmp_path
     finally:
         etcd.kill()
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("page", [4, 9, 40])
+async def test_whatever_keys_there_are_a_scan_has_each_once_and_in_order(etcd_store: EtcdStore, monkeypatch, page: int):
+    monkeypatch.setattr(etcd_pages, "PAGE", page)
+    draw = random.Random(page)
+    keys = {f"/{draw.choice(['a', 'ab', 'a/b', 'z'])}/{draw.getrandbits(24):06x}" for _ in range(150)}
+    keys |= {f"/dense/{number:04}" for number in range(90)} | {"/", "/a", "/a/", "/zz\u00ff", "0", "/~"}
+    for key in keys:
+        await etcd_store.commit(Record(key, b""))
+    for prefix in ("", "/", "/a", "/a/", "/a/b/", "/dense/00", "/z", "/none/", "/~", "/zz\u00ff"):
+        records, _ = await etcd_store.scan(prefix)
+        expected = sorted((key for key in keys if key.startswith(prefix)), key=str.encode)
+        assert [record.key for record in records if not record.key.startswith("marks/")] == expected
+
+
+async def test_the_walks_of_a_scan_grow_with_the_keys_and_no_faster(etcd_store: EtcdStore, monkeypatch):
+    monkeypatch.setattr(etcd_pages, "PAGE", 10)
+    for start in range(0, 2000, 100):
+        await etcd_store.commit(*(Record(f"/{'one' if number % 2 else 'two'}/{number * 7919 % 65536:04x}", b"")
+                                  for number in range(start, start + 100)))
+    walked, asked = 0, 0
+    async for response in etcd_pages.pages(etcd_store.client, "/"):
+        walked, asked = walked + response.count, asked + 1
+    assert asked < 3 * 200 and walked < 20 * 2000, (asked, walked)          # to the end each time: 200,000
