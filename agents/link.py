@@ -24,7 +24,7 @@ from protos.internal.v1.hosts_pb2_grpc import HostsStub
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two heartbeats, unless the control plane's welcome says otherwise. A lease lasts three of them
+#: Seconds between two heartbeats, unless the control plane says otherwise. A lease lasts three of them
 #: (control/hosts/leases.py).
 HEARTBEAT = 4.0
 
@@ -176,6 +176,7 @@ class Link:
         self._lapses = 0
         self._attached = False                 # a wish came by the present stream
         self._cut = ""                         # why it was ended here
+        self._every = HEARTBEAT                # seconds between heartbeats, as the control plane said last
         self._outbox = Outbox()
         self._stub: HostsStub | None = None
         self.attaches = 0
@@ -327,12 +328,14 @@ class Link:
                     raise Fault("the lease has run out")
                 if message.HasField("lease"):
                     lease.granted(message.lease)
+                    self._every = message.lease.heartbeat_seconds or self._every
                 match message.WhichOneof("message"):
                     case "desired":
                         if writer is None:
                             log.info("attached to the control plane at %s", endpoint)
                             self._attached, self._stub = True, stub
                             self.attaches += 1
+                            self._every = message.welcome.heartbeat_seconds or HEARTBEAT
                             writer = asyncio.create_task(self._write(stream, message, at_once=lease.bound != hello.leased))
                         self._outbox.forget(message.desired.removed)
                         self._on_desired(message.desired)
@@ -378,8 +381,7 @@ class Link:
           at_once: the control plane does not know yet that the guests are bound by a lease, and cannot count on it before.
         """
         loop = asyncio.get_running_loop()
-        every = first.welcome.heartbeat_seconds or HEARTBEAT
-        number, due = 0, loop.time() + (0.0 if at_once else every)
+        number, due = 0, loop.time() + (0.0 if at_once else self._every)
         try:
             while True:
                 messages: list[pb.AgentMessage] = []
@@ -387,7 +389,7 @@ class Link:
                     async with asyncio.timeout_at(due):
                         messages = await self._outbox.take()
                 if loop.time() >= due:
-                    number, due = number + 1, loop.time() + every
+                    number, due = number + 1, loop.time() + self._every
                     self._lease.said(number)
                     messages.append(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number, leased=self._lease.bound)))
                 for message in _together(messages) if first.HasField("welcome") else messages:

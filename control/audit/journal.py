@@ -39,7 +39,7 @@ GATHER = 0.05
 #: Changes that are gathered at most, and batches that may wait: bounds of the memory while the disk is slow.
 MOST, WAITING = 2000, 1000
 #: Bytes of records' last documents that are kept: what changes has mostly just changed. Less asks etcd for more of them.
-RECENT_BYTES = 8 * 2**20
+RECENT_BYTES = 4 * 2**20
 #: Seconds between two tries after the disk or etcd failed, between two signs of life, and between two looks for old files.
 PAUSE, SIGN_OF_LIFE, PRUNE_EVERY = 2.0, 1.0, 3600.0
 DAY = 86_400.0
@@ -284,7 +284,7 @@ class Journal:
             document: dict[str, Any] = self._documents.of(kind.message.FromString(record.value))
         except DecodeError:
             document = {"undecodable_bytes": len(record.value)}
-        text = orjson.dumps(document)
+        text = bytes(memoryview(orjson.dumps(document)))       # a copy: what orjson makes keeps the room that it grew in
         return Written(orjson.Fragment(text), len(text), bool(record.lease))
 
     async def _fill_gap(self, chain: Chain, revision: int) -> int:

@@ -60,7 +60,8 @@ class Settling:
     def all_keys(self) -> list[str]:
         """Every server that is on its way, and every one that has left history behind."""
         cache = self._database.cache
-        left = [server_id for server_id in cache.values(ACTION, "server") if self._database.get(SERVER, server_id) is None]
+        there = {key.removeprefix(SERVER.prefix) for key in cache.keys(SERVER)}
+        left = [server_id for server_id in cache.values(ACTION, "server") if server_id not in there]
         return [server.id for server in cache.by(SERVER, "passing", "")] + left
 
     async def reconcile(self, server_id: str) -> float | None:

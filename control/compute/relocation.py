@@ -70,7 +70,12 @@ class Relocating:
         return ()
 
     def all_keys(self) -> list[str]:
-        return [server.id for server in self._database.cache.all(SERVER) if self._concerns(server)]
+        """Every server that is on its way, has left something behind, or whose host is lost."""
+        cache = self._database.cache
+        lost = [host.name for host in cache.all(fleet.HOST) if fleet.lost_for_good(host)]
+        found = [cache.by(SERVER, "relocating", ""), *(cache.by(SERVER, "host", name) for name in lost),
+                 *(cache.by(SERVER, "visited", name) for name in cache.values(SERVER, "visited"))]
+        return list({server.id for servers in found for server in servers})
 
     def _concerns(self, server: ServerRecord) -> bool:
         return server.HasField("relocation") or bool(server.leftovers) or self._lost(server.host)

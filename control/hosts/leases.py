@@ -30,9 +30,6 @@ LEASE, STOP, DRIFT, GRACE = 12.0, 2.8, 0.01, 15.0
 #: Heartbeats' time without any message after which a stream counts as broken.
 MISSED = 2.5
 
-#: Seconds between heartbeats that GRACE is for. Where agents are told to be heard of less often, they are missed later.
-HEARTBEAT = 5.0
-
 #: Seconds between two looks for hosts that are missed.
 LOOK_EVERY = 0.5
 
@@ -42,16 +39,15 @@ class Leases:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._acknowledged: dict[str, tuple[float, float]] = {}       # when, and the seconds between the host's heartbeats
+        self._acknowledged: dict[str, float] = {}
 
-    def acknowledge(self, host: str, heartbeat: float) -> None:
-        """Something is about to be acknowledged to a host, which says something every `heartbeat` seconds."""
-        self._acknowledged[host] = time.monotonic(), heartbeat
+    def acknowledge(self, host: str) -> None:
+        """Something is about to be acknowledged to a host."""
+        self._acknowledged[host] = time.monotonic()
 
     def over(self, host: str) -> bool:
-        """Whether a host is missed, and its lease is over."""
-        at, heartbeat = self._acknowledged.get(host, (self._begun, HEARTBEAT))
-        return time.monotonic() - at >= GRACE * max(1.0, heartbeat / HEARTBEAT)
+        """Whether the lease of a host that is not attached is over."""
+        return time.monotonic() - self._acknowledged.get(host, self._begun) >= GRACE
 
     def forget(self, host: str) -> None:
         self._acknowledged.pop(host, None)

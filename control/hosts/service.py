@@ -27,8 +27,8 @@ from protos.internal.v1 import hosts_pb2 as pb
 log = logging.getLogger(__name__)
 
 #: Seconds between an agent's heartbeats where there are no leases, and how many a second this replica takes in all: with more
-#: hosts each is heard of less often. More cost CPU at rest (60 us each), fewer show later that an agent hangs.
-HEARTBEAT, HEARTBEATS = leases.HEARTBEAT, 1000
+#: hosts each is heard of less often. More cost CPU at rest (200 us each), fewer show later that an agent hangs.
+HEARTBEAT, HEARTBEATS = 5.0, 500
 
 #: Seconds after which hosts hear of what many share, and how many are told at once, 20 times in such a while. Shorter, and more:
 #: a large security group is sent to its hosts more often; longer, and fewer: a group's other members know a new one later.
@@ -57,7 +57,7 @@ class Session:
     """One attached agent: what it was sent last, and the questions that it has not answered."""
 
     __slots__ = ("answers", "closed", "dirty", "epoch", "heard", "heard_at", "heartbeat", "host", "queries", "sent",
-                 "snapshot_due", "term", "wake")
+                 "silent", "snapshot_due", "term", "wake")
 
     def __init__(self, host: str, epoch: int, term: int, heartbeat: float):
         self.host = host
@@ -65,6 +65,7 @@ class Session:
         self.term = term                            # of this replica, in which the host came to it
         self.heard: int | None = 0                  # number of the heartbeat to acknowledge; 0: the hello; None: none
         self.heard_at = time.monotonic()            # infinite while what was heard is taken in
+        self.silent = False                         # it was closed for that
         self.heartbeat = heartbeat                  # seconds, as the agent was told
         self.sent: dict[str, tuple[int | None, bytes]] = {}    # version and digest of each object, by key
         self.snapshot_due = True
@@ -128,7 +129,7 @@ class Hosts:
             if left := self._coming.pop(hello.host) - 1:
                 self._coming[hello.host] = left
         reader = asyncio.create_task(self._read(session, requests))
-        welcome: pb.Welcome | None = pb.Welcome(heartbeat_seconds=session.heartbeat)
+        first = True
         try:
             while not session.closed and (session.answers or not self._leaving):
                 session.wake.clear()
@@ -136,8 +137,9 @@ class Hosts:
                 if lease or not session.snapshot_due:
                     desired = self._difference(session) if session.dirty else None
                     if lease or desired:
-                        yield pb.ControlMessage(lease=lease, desired=desired, welcome=welcome)
-                        welcome = None
+                        yield pb.ControlMessage(lease=lease, desired=desired, welcome=pb.Welcome(
+                            heartbeat_seconds=session.heartbeat) if first else None)
+                        first = False
                     queries, session.queries = session.queries, []
                     for query in queries:
                         yield pb.ControlMessage(query=query)
@@ -147,6 +149,8 @@ class Hosts:
         finally:
             reader.cancel()
             session.close("this replica stops" if self._leaving else "its stream ended")
+            if not (self._fencing.automatic or session.silent):
+                self._leases.acknowledge(hello.host)        # no lease counts on when it was heard of: it was there until now
             if self._sessions.get(hello.host) is session:
                 del self._sessions[hello.host]
             log.info("host %s: detached (%s)", hello.host, session.closed)
@@ -158,11 +162,10 @@ class Hosts:
             raise Unavailable("host.replica", "This replica is not listed at the moment: try another one.")
         if older := self._sessions.pop(hello.host, None):
             older.close("a newer stream of the same host took over")
-        heartbeat = leases.LEASE / 3 if self._fencing.automatic else max(HEARTBEAT, len(self._sessions) / HEARTBEATS)
-        self._leases.acknowledge(hello.host, heartbeat)      # before the commit, for a look for missed hosts that goes on now
+        self._leases.acknowledge(hello.host)                 # before the commit, for a look for missed hosts that goes on now
         host = await self._db.transact(lambda tx: records.attach(
             tx, hello, self._inventories, self._membership.id, self._fencing.automatic))
-        session = Session(hello.host, host.epoch, term, heartbeat)
+        session = Session(hello.host, host.epoch, term, self._heartbeat())
         if older := self._sessions.get(hello.host):
             older.close("a newer stream of the same host took over")
         self._sessions[hello.host] = session
@@ -179,8 +182,16 @@ class Hosts:
                 session.close("this replica was not listed for a moment")
             return None
         number, session.heard = session.heard, None
-        self._leases.acknowledge(session.host, session.heartbeat)
-        return pb.Lease(heartbeat=number, seconds=leases.LEASE if self._fencing.automatic else 0, epoch=session.epoch)
+        self._leases.acknowledge(session.host)
+        lease = pb.Lease(heartbeat=number, seconds=leases.LEASE if self._fencing.automatic else 0, epoch=session.epoch)
+        every = self._heartbeat()
+        if not 0.75 < every / session.heartbeat < 1.33:
+            session.heartbeat = lease.heartbeat_seconds = every
+        return lease
+
+    def _heartbeat(self) -> float:
+        """Seconds between an agent's heartbeats now."""
+        return leases.LEASE / 3 if self._fencing.automatic else max(HEARTBEAT, len(self._sessions) / HEARTBEATS)
 
     def _check(self, session: Session) -> None:
         """End a stream whose host is not this replica's any more."""
@@ -274,6 +285,7 @@ class Hosts:
                 if session.heard is not None:
                     session.wake.set()
                 if now - session.heard_at > leases.MISSED * session.heartbeat + BEHIND * lag:
+                    session.silent = True
                     session.close(f"silent for {now - session.heard_at:.0f} s")
 
     def _on_change(self, change: Change) -> None:

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 #: a group of 64 costs an eighth of a put alone.
 MAX_FLIGHTS = 2
 
+#: Seconds from one transaction to the next while commits come faster than they are answered: each costs etcd, this process and
+#: whoever watches as much as ten more writes in one would. Longer makes larger groups, and all wait; a caller alone never does.
+LINGER = 0.004
+
 #: Where marks stand: outside of "/", so that no watch of the cloud's records carries them.
 MARKS = "marks/"
 
@@ -72,6 +76,8 @@ class Committer:
         self._waiting: deque[_Commit] = deque()
         self._flights: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._started = 0.0             # when a flight last did, on the loop's clock
+        self._crowded = False           # it had company: several commits, or a flight before it that is not back
         self._identity = secrets.token_hex(8)
         self._slots = [f"{MARKS}{self._identity}/{slot}" for slot in range(MAX_FLIGHTS)]
         self._next_slot = MAX_FLIGHTS
@@ -114,12 +120,18 @@ class Committer:
         """Start flights once everyone who is ready to run now has added theirs."""
         if not self._scheduled and self._slots and self._waiting:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start)
+            loop = asyncio.get_running_loop()
+            if self._crowded and sum(len(commit.guards) for commit in self._waiting) < MAX_OPERATIONS:
+                loop.call_at(self._started + LINGER, self._start)
+            else:
+                loop.call_soon(self._start)
 
     def _start(self) -> None:
         self._scheduled = False
+        loop = asyncio.get_running_loop()
         while self._slots and (group := self._take()):
-            flight = asyncio.get_running_loop().create_task(self._fly(group, self._slots.pop()))
+            self._crowded, self._started = len(group) > 1 or bool(self._flights), loop.time()
+            flight = loop.create_task(self._fly(group, self._slots.pop()))
             self._flights.add(flight)
             flight.add_done_callback(self._flights.discard)
 

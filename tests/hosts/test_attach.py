@@ -556,17 +556,33 @@ async def test_a_familys_certificate_attaches_its_hosts_and_no_others(world):
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_the_first_message_says_how_often_an_agent_is_to_say_that_it_lives(world, monkeypatch):
+async def test_agents_are_told_how_often_to_say_that_they_live_and_when_that_changes(world, monkeypatch):
     monkeypatch.setattr(service, "HEARTBEATS", 0.1)
     _, _, _, stub = world
     calls = []
-    for name, seconds in (("one", 5.0), ("two", 10.0)):
+    for name, seconds in (("one", 10.0), ("two", 20.0)):
         call = stub(name).Attach()
         await call.write(hello(name))
         assert (await call.read()).welcome.heartbeat_seconds == seconds
         calls.append(call)
+    for heartbeat_seconds in (20.0, 0.0):                    # told once
+        number = 1 if heartbeat_seconds else 2
+        await calls[0].write(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number)))
+        assert (await calls[0].read()).lease == pb.Lease(heartbeat=number, heartbeat_seconds=heartbeat_seconds)
     for call in calls:
         call.cancel()
+
+
+async def test_a_host_whose_stream_just_broke_is_given_time_to_come_back_however_long_it_was_quiet(world, monkeypatch):
+    database, _, hosts, stub = world
+    call, _ = await attached(stub, "one")
+    hosts._leases._acknowledged["one"] -= 60                 # with many hosts each says little
+    call.cancel()
+    await until(lambda: "one" not in hosts._sessions)
+    await asyncio.sleep(1.2)
+    assert database.get(fleet.HOST, "one").up
+    monkeypatch.setattr(leases, "GRACE", 0.1)
+    await until(lambda: not database.get(fleet.HOST, "one").up)
 
 
 async def test_what_was_observed_together_is_taken_in_together_ports_first(world):
