@@ -116,8 +116,8 @@ class Draining:
 
     def controller(self) -> Controller:
         """This reconciler over all hosts that are drained; `await controller().run()` until leadership ends."""
-        return Controller("compute.draining", self._database.cache, keys_of=self.keys_of, all_keys=self.all_keys,
-                          reconcile=self.reconcile)
+        return Controller("compute.draining", self._database.cache, kinds=(MAINTENANCE, SERVER), keys_of=self.keys_of,
+                          all_keys=self.all_keys, reconcile=self.reconcile)
 
     def keys_of(self, change: Change) -> Iterable[str]:
         if change.kind is MAINTENANCE:

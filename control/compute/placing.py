@@ -54,8 +54,8 @@ class Placing:
 
     def controller(self) -> Controller:
         """This reconciler over all servers that wait; `await controller().run()` until leadership ends."""
-        return Controller("compute.placing", self._database.cache, keys_of=self.keys_of, all_keys=self.all_keys,
-                          reconcile=self.reconcile)
+        return Controller("compute.placing", self._database.cache, kinds=(SERVER, fleet.HOST), keys_of=self.keys_of,
+                          all_keys=self.all_keys, reconcile=self.reconcile)
 
     def keys_of(self, change: Change) -> Iterable[str]:
         """The servers that a change concerns: itself, or all that wait when a host came up."""

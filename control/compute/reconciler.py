@@ -43,8 +43,8 @@ class Settling:
 
     def controller(self, mine: Callable[[str], bool] = lambda server_id: True) -> Controller:
         """This reconciler over the servers that are its own; `await controller().run()` until leadership ends."""
-        return Controller("compute.settling", self._database.cache, keys_of=self.keys_of, all_keys=self.all_keys,
-                          reconcile=self.reconcile, mine=mine)
+        return Controller("compute.settling", self._database.cache, kinds=(SERVER, fleet.HOST), keys_of=self.keys_of,
+                          all_keys=self.all_keys, reconcile=self.reconcile, mine=mine)
 
     def keys_of(self, change: Change) -> Iterable[str]:
         """The servers that a change concerns: itself, or those of a host that is gone, for good or for now."""

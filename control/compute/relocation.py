@@ -52,8 +52,8 @@ class Relocating:
 
     def controller(self) -> Controller:
         """This reconciler; `await controller().run()` until leadership ends."""
-        return Controller("compute.relocating", self._database.cache, keys_of=self.keys_of, all_keys=self.all_keys,
-                          reconcile=self.reconcile)
+        return Controller("compute.relocating", self._database.cache, kinds=(SERVER, fleet.HOST), keys_of=self.keys_of,
+                          all_keys=self.all_keys, reconcile=self.reconcile)
 
     def keys_of(self, change: Change) -> Iterable[str]:
         """The servers that a change concerns: itself; those of a host that was fenced, came or went; those that wait for room."""

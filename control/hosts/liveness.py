@@ -71,8 +71,8 @@ class Liveness:
 
     async def lead(self, fence: Sequence[Guard]) -> None:
         """The leader's part: hosts of replicas that are gone, and the fencing of those that are down; until cancelled."""
-        controller = Controller("hosts.fencing", self._db.cache, keys_of=self._keys_of, all_keys=self._all_keys,
-                                reconcile=lambda name: self._fence(name, fence), workers=COMMANDS)
+        controller = Controller("hosts.fencing", self._db.cache, kinds=(fleet.HOST,), keys_of=self._keys_of,
+                                all_keys=self._all_keys, reconcile=lambda name: self._fence(name, fence), workers=COMMANDS)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_orphans(fence))
             group.create_task(controller.run())
@@ -84,11 +84,11 @@ class Liveness:
 
     async def _watch_orphans(self, fence: Sequence[Guard]) -> None:
         def note(change: Change) -> None:
-            if change.kind is REPLICA and change.after is not None:
+            if change.after is not None:
                 self._gone.pop(change.after.id, None)  # type: ignore[attr-defined]
 
         self._gone.clear()
-        with self._db.cache.listening(note):
+        with self._db.cache.listening(note, REPLICA):
             while True:
                 held = set(self._db.cache.values(fleet.HOST, "replica"))
                 now = time.monotonic()

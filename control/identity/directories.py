@@ -72,7 +72,7 @@ class Directories:
         self._configured: dict[str, DirectorySettings | None] = {}      # by domain id; None: they make no sense
         self._made: dict[str, LdapDirectory | _Unusable] = {}
         self._changes = 0           # of configurations: what was asked before one is not remembered after it
-        self._listening = db.cache.listening(self._on_change)
+        self._listening = db.cache.listening(self._on_change, DOMAIN_CONFIG, PROJECT)
         self._listening.__enter__()
         self._good_until: OrderedDict[tuple[str, ...], float] = OrderedDict()
         self._asking: dict[tuple[str, ...], asyncio.Task[None]] = {}

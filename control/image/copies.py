@@ -50,8 +50,8 @@ class Copies:
 
     async def run(self) -> None:
         """Fetch and delete until cancelled."""
-        await Controller("image.copies", self._database.cache, keys_of=self._keys_of, all_keys=self._all_keys,
-                         reconcile=self.reconcile, workers=2).run()
+        await Controller("image.copies", self._database.cache, kinds=(IMAGE,), keys_of=self._keys_of,
+                         all_keys=self._all_keys, reconcile=self.reconcile, workers=2).run()
 
     async def reconcile(self, file: str) -> float | None:
         """One step for a file, or for all that no record names."""
@@ -100,8 +100,6 @@ class Copies:
         return self._peers
 
     def _keys_of(self, change: Change) -> Iterable[str]:
-        if change.kind is not IMAGE:
-            return ()
         return {record.file for record in (change.before, change.after) if record is not None and record.file}
 
     def _all_keys(self) -> Iterable[str]:

@@ -37,8 +37,8 @@ class Reconciler:
     async def run(self) -> None:
         """Repair and collect until cancelled."""
         await self._directory.sweep()
-        await Controller("image.data", self._database.cache, keys_of=self._keys_of, all_keys=self._all_keys,
-                         reconcile=self.reconcile, workers=1).run()
+        await Controller("image.data", self._database.cache, kinds=(IMAGE, GARBAGE), keys_of=self._keys_of,
+                         all_keys=self._all_keys, reconcile=self.reconcile, workers=1).run()
 
     async def reconcile(self, key: str) -> float | None:
         """One step for an image or a file to delete; the seconds after which to look again, if at all."""
@@ -79,8 +79,8 @@ class Abandoned:
 
     async def run(self) -> None:
         """Look after arriving images until cancelled."""
-        await Controller("image.abandoned", self._database.cache, keys_of=self._keys_of, all_keys=self._all_keys,
-                         reconcile=self.reconcile, workers=1).run()
+        await Controller("image.abandoned", self._database.cache, kinds=(IMAGE, REPLICA), keys_of=self._keys_of,
+                         all_keys=self._all_keys, reconcile=self.reconcile, workers=1).run()
 
     async def reconcile(self, key: str) -> float | None:
         """One step for an image; the seconds after which to look again, if at all."""

@@ -146,7 +146,8 @@ class Cache:
         self._depth = max((prefix.count("/") - 1 for prefix in self._by_prefix), default=0)
         self.revision = 0
         self.ready = asyncio.Event()
-        self._listeners: list[Callable[[Change], None]] = []
+        self._listeners: list[tuple[Callable[[Change], None], frozenset[int]]] = []     # with their kinds; none: all
+        self._listening_to: dict[int, tuple[Callable[[Change], None], ...]] = {}        # by kind, as far as it was asked for
         self._followers: list[Follower] = []
         self._waiters: list[tuple[int, asyncio.Future]] = []
 
@@ -204,13 +205,24 @@ class Cache:
             raise Unavailable("store.behind", f"this replica is behind: revision {self.revision}, wanted {revision}") from error
 
     @contextlib.contextmanager
-    def listening(self, listener: Callable[[Change], None]) -> Iterator[None]:
-        """Call `listener` on each change, in order, from within the cache's own task: it must be quick and not raise."""
-        self._listeners.append(listener)
+    def listening(self, listener: Callable[[Change], None], *kinds: Kind) -> Iterator[None]:
+        """Call `listener` on each change of some kinds, or of any, in order, from within the cache's own task: it must be quick
+        and not raise."""
+        entry = listener, frozenset(map(id, kinds))
+        self._listeners.append(entry)
+        self._listening_to.clear()
         try:
             yield
         finally:
-            self._listeners.remove(listener)
+            self._listeners.remove(entry)
+            self._listening_to.clear()
+
+    def _listeners_to(self, kind: Kind) -> tuple[Callable[[Change], None], ...]:
+        found = self._listening_to.get(id(kind))
+        if found is None:
+            found = self._listening_to[id(kind)] = tuple(
+                listener for listener, kinds in self._listeners if not kinds or id(kind) in kinds)
+        return found
 
     @contextlib.contextmanager
     def following(self, follower: Follower) -> Iterator[None]:
@@ -295,7 +307,7 @@ class Cache:
                 changes.append(Change(table.kind, record.key, before, message, record.revision))
         self.revision = max(self.revision, revision)
         for change in changes:
-            for listener in tuple(self._listeners):
+            for listener in self._listeners_to(change.kind):
                 try:
                     listener(change)
                 except Exception:

@@ -92,8 +92,8 @@ class Overlay(Cache):
     async def wait(self, revision: int, timeout: float = 5.0) -> None:
         await self._below.wait(revision, timeout)
 
-    def listening(self, listener: Callable[[Change], None]) -> Any:
-        return self._below.listening(listener)
+    def listening(self, listener: Callable[[Change], None], *kinds: Kind) -> Any:
+        return self._below.listening(listener, *kinds)
 
     def _with_own(self, kind: Kind[M], messages: list[M], is_meant: Callable[[M], bool]) -> list[M]:
         own = {key: message for key, (_, message) in self._own.items() if key.startswith(kind.prefix)}

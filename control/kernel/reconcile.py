@@ -7,12 +7,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from agents.telemetry import traces
 from agents.telemetry.timing import Timings
 from control.kernel.acting import Author, author
-from control.kernel.cache import Cache, Change
+from control.kernel.cache import Cache, Change, Kind
 from control.kernel.errors import Error
 
 log = logging.getLogger(__name__)
@@ -116,18 +116,20 @@ class Controller:
 
     Args:
       name: for logs, "compute.servers".
-      keys_of: the keys to look at after a change; quick, no I/O.
+      kinds: those whose changes matter.
+      keys_of: the keys to look at after a change of one of them; quick, no I/O.
       all_keys: every key there is, for the first pass and each resync.
       reconcile: one step for one key. Returns None when reality agrees, else the seconds after which to be called
         again (0: at once). May raise: the key backs off.
       mine: whether a key is this controller's: those of a leader's shard.
     """
 
-    def __init__(self, name: str, cache: Cache, *, keys_of: Callable[[Change], Iterable[str]],
+    def __init__(self, name: str, cache: Cache, *, kinds: Sequence[Kind], keys_of: Callable[[Change], Iterable[str]],
                  all_keys: Callable[[], Iterable[str]], reconcile: Callable[[str], Awaitable[float | None]],
                  mine: Callable[[str], bool] = lambda key: True, workers: int = 4, resync: float = RESYNC):
         self.name = name
         self._cache = cache
+        self._kinds = tuple(kinds)
         self._keys_of = keys_of
         self._all_keys = all_keys
         self._reconcile = reconcile
@@ -151,7 +153,7 @@ class Controller:
                     queue.add(key)
 
         workers = [asyncio.create_task(self._work(queue)) for _ in range(self._workers)]
-        with self._cache.listening(on_change):
+        with self._cache.listening(on_change, *self._kinds):
             try:
                 while True:
                     for key in self._all_keys():

@@ -93,12 +93,11 @@ class Roles:
         wake = asyncio.Event()
 
         def on_change(change: Change) -> None:
-            if change.kind is REPLICA:
-                wake.set()
+            wake.set()
 
         leading: dict[tuple[str, int], asyncio.Task[None]] = {}
         leaving: dict[tuple[str, int], asyncio.Task[None]] = {}
-        with self._database.cache.listening(on_change):
+        with self._database.cache.listening(on_change, REPLICA):
             try:
                 while True:
                     wake.clear()

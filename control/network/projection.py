@@ -82,7 +82,7 @@ class Projection:
         self._changes: Counter[str] = Counter()       # of the members of groups
         self._made: dict[tuple[str, bool, bool], tuple[int, HostObject]] = {}
         self._bases: dict[str, _Base] = {}            # of networks, as every host has them
-        self._listening = self._cache.listening(self._count)
+        self._listening = self._cache.listening(self._count, NETWORK, SUBNET, PORT, ROUTER)
         self._listening.__enter__()
 
     # Which hosts
@@ -120,7 +120,7 @@ class Projection:
         self._changes.update(_groups_of(change))
         if change.kind is ROUTER:
             self._bases.clear()
-        elif change.kind in (NETWORK, SUBNET, PORT):
+        else:
             for record in (change.before, change.after):
                 if record is not None and (change.kind is not PORT or record.device_owner in _OWN):
                     self._bases.pop(record.id if change.kind is NETWORK else record.network_id, None)

@@ -28,6 +28,7 @@ class Reconciler:
         return Controller(
             "network.gateways",
             self._database.cache,
+            kinds=(ROUTER, fleet.HOST),
             keys_of=self._keys_of,
             all_keys=self._all_keys,
             reconcile=self.reconcile,

@@ -44,7 +44,7 @@ class LiveFleet:
         self._homes: dict[str, tuple[str, ...]] = {}  # names in the fleet that a consumer has
         self._fresh = False
         self._moved = 0
-        self._listening = cache.listening(self._on_change)
+        self._listening = cache.listening(self._on_change, *_READ)
         self._listening.__enter__()
 
     def close(self) -> None:

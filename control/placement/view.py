@@ -17,7 +17,7 @@ class View:
         self.forest = Forest()
         for provider in cache.all(PROVIDER):
             self._refresh(provider.uuid)
-        self._listening = cache.listening(self._on_change)
+        self._listening = cache.listening(self._on_change, PROVIDER, USAGE)
         self._listening.__enter__()
 
     def close(self) -> None:

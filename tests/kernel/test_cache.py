@@ -12,7 +12,7 @@ from control.kernel.errors import Unavailable
 from control.kernel.overlay import Overlay
 from control.kernel.store import MemoryStore, Record
 from protos.internal.v1.quota_pb2 import QuotaLedger
-from tests.kernel.conftest import PART, THING, thing
+from tests.kernel.conftest import PART, THING, part, thing
 
 
 @contextlib.asynccontextmanager
@@ -117,6 +117,20 @@ async def test_waiting_for_a_revision_that_does_not_come_is_unavailable(store):
     async with following(cache):
         with pytest.raises(Unavailable, match="behind"):
             await cache.wait(cache.revision + 1000, timeout=0.05)
+
+
+async def test_listeners_to_some_kinds_hear_of_no_others_and_of_nothing_once_they_have_left(store):
+    cache, things, parts, all_ = Cache(store, [THING, PART]), [], [], []
+    async with following(cache):
+        with cache.listening(lambda change: all_.append(change.key)):
+            with cache.listening(lambda change: things.append(change.key), THING), \
+                    cache.listening(lambda change: parts.append(change.key), PART):
+                await put(store, thing("x"))
+                child = part("x", "y")
+                await cache.wait(await store.commit(Record(PART.key_of(child), child.SerializeToString())))
+            await cache.wait(await put(store, thing("z")))
+    assert (things, parts) == ([THING.key("x")], [PART.key("x", "y")])
+    assert all_ == [THING.key("x"), PART.key("x", "y"), THING.key("z")]
 
 
 async def test_after_compaction_it_lists_again_and_tells_listeners_the_difference():

@@ -136,7 +136,7 @@ async def running(controller: Controller):
 
 
 def controller(db: Database, step, **options) -> Controller:
-    return Controller("test", db.cache, keys_of=lambda change: [change.key], all_keys=lambda: db.cache.keys(THING),
+    return Controller("test", db.cache, kinds=[THING], keys_of=lambda change: [change.key], all_keys=lambda: db.cache.keys(THING),
                       reconcile=step, **options)
 
 

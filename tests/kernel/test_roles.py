@@ -93,7 +93,7 @@ class Replica:
             self.steps += 1
 
         try:
-            await Controller("test", self.db.cache, keys_of=lambda change: [change.key] if change.kind is THING else [],
+            await Controller("test", self.db.cache, kinds=[THING], keys_of=lambda change: [change.key],
                              all_keys=lambda: self.db.cache.keys(THING), reconcile=step, mine=shard.has).run()
         finally:
             self.leading.discard(shard.number)

@@ -136,7 +136,7 @@ async def test_controllers_tell_how_many_keys_wait_and_for_how_long(db):
     async def stuck(key: str) -> None:
         await gate.wait()
 
-    controller = reconcile.Controller("things", db.cache, keys_of=lambda change: [], all_keys=lambda: ["a", "b", "c"],
+    controller = reconcile.Controller("things", db.cache, kinds=(), keys_of=lambda change: [], all_keys=lambda: ["a", "b", "c"],
                                       reconcile=stuck, workers=1)
     task = asyncio.create_task(controller.run())
     await asyncio.sleep(0.1)
