@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
 
+# Processes that run tests; what brings up clouds is in one of them.
+WORKERS ?= $(shell nproc | awk '{print $$1 < 4 ? $$1 : 4}')
+
 # What a host needs of Debian: etcd; haproxy before several replicas; libvirt with QEMU; the network's tools; what builds the small guest; compilers for
 # libvirt-python and the Cython kernels. And a directory server, which tests run as their own: it is installed without a
 # configuration, so that the package starts none.
@@ -20,7 +23,7 @@ cloud: environment  ## A cloud on this machine, with a server in it
 	$(SUDO) $(VENV)/bin/brume demo
 
 test: environment  ## All tests, the real virtual machine among them
-	$(SUDO) $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(SUDO) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 keyed: environment  ## The services' tests with an idempotency key on every call
 	$(SUDO) $(VENV)/bin/python -m pytest -p tests.keyed tests/compute tests/identity tests/image tests/network tests/placement

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from control.kernel import etcd_server
 from control.kernel.etcd_client import Client, prefix_range, rpc_pb2
@@ -25,10 +27,20 @@ CLOUDS = ("tests/e2e/", "tests/chaos/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: all that bring up clouds in one, begun first, for it has the most; others by file."""
+    """What brings up clouds first: where tests run in several processes, one has these alone to do, and they are the most."""
     items.sort(key=lambda item: not item.nodeid.startswith(CLOUDS))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("clouds" if item.nodeid.startswith(CLOUDS) else item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return Sharing(config, log)
+
+
+class Sharing(LoadScopeScheduling):
+    """Shares tests out among processes: all that bring up clouds to one, others file by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "clouds" if nodeid.startswith(CLOUDS) else nodeid.partition("::")[0]
 
 
 class Etcd:

@@ -108,8 +108,7 @@ class LiveFleet:
         each = [one for one in (change.before, change.after) if one is not None]
         if change.kind is HOST and len(each) == 2 and _alike(*each):
             return                                    # only who has its stream, or such
-        if change.kind in _READ:
-            self._moved = max(self._moved, change.revision)
+        self._moved = max(self._moved, change.revision)
         if change.kind is HOST:
             self._hosts.update(host.name for host in each)
         elif change.kind is PROVIDER:

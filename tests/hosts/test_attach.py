@@ -180,6 +180,29 @@ async def test_a_host_whose_agent_is_gone_is_written_down(world, monkeypatch):
     await until(lambda: not database.get(fleet.HOST, "one").up)
 
 
+async def test_an_agent_that_waits_for_its_turn_to_be_attached_is_not_missed(world, monkeypatch):
+    monkeypatch.setattr(leases, "GRACE", 0.1)
+    monkeypatch.setattr(leases, "LOOK_EVERY", 0.02)
+    database, _, hosts, stub = world
+    hosts._slots = turns = asyncio.Semaphore(1)
+    first = stub("one").Attach()
+    await first.write(hello("one"))
+    await first.read()
+    await turns.acquire()                                   # others are attached, one after the other
+    again = stub("one").Attach()
+    await again.write(hello("one"))
+    await until(lambda: "one" in hosts._coming)
+    first.cancel()
+    await until(lambda: "one" not in hosts._sessions)
+    await asyncio.sleep(0.6)
+    assert database.get(fleet.HOST, "one").up
+    turns.release()
+    assert (await again.read()).desired.snapshot
+    assert not hosts._coming
+    again.cancel()
+    await until(lambda: not database.get(fleet.HOST, "one").up)
+
+
 async def test_what_an_agent_observes_reaches_the_observers(world):
     _, things, _, stub = world
     call = stub("one").Attach()
