@@ -221,12 +221,12 @@ class Journal:
             self._recent.put(key, self._written(key, record))
         entries: list[dict[str, Any]] = []
         for revision, records in revisions.items():
-            mark = next((Mark.FromString(record.value) for record in records
+            mark = next((_mark(record.value) for record in records
                          if record.value is not None and record.key.startswith(MARKS)), None)
             written = [record for record in records if not record.key.startswith(MARKS)]
             authors = _authors(mark, len(written))
             kept = [(record, author) for record, author in zip(written, authors, strict=True) if self._kind(record.key)]
-            sent = _moment(mark.sent_at_ms) if mark else _now()
+            sent = _moment(mark.sent_at_ms) if mark and mark.sent_at_ms else _now()
             for index, (record, author) in enumerate(kept, 1):
                 before = self._recent.rows.get(record.key, ABSENT)
                 if author is None:      # no transaction of the control plane's: a lease that ended, or somebody's own client
@@ -346,15 +346,22 @@ def state(directory: Path) -> dict[str, Any]:
         return {"time": 0.0, "fault": "it has never run", "revision": 0, "sequence": 0, "head": ""}
 
 
+def _mark(value: bytes) -> Mark:
+    """What a transaction left; without decisions where it is of a release that wrote none."""
+    try:
+        return Mark.FromString(value)
+    except DecodeError:
+        return Mark()
+
+
 def _authors(mark: Mark | None, writes: int) -> list[Decision | None]:
-    """Who wrote each of a revision's records; None where no mark says so."""
-    authors: list[Decision | None] = []
-    if mark is not None:
-        for decision in mark.decisions:
-            authors += [decision] * decision.writes
-    if len(authors) != writes:
+    """Who wrote each of a revision's records; None where it has no mark, "unknown" where that does not say."""
+    if mark is None:
         return [None] * writes
-    return authors
+    authors: list[Decision | None] = []
+    for decision in mark.decisions:
+        authors += [decision] * decision.writes
+    return authors if len(authors) == writes else [Decision(actor="unknown")] * writes
 
 
 def _moment(milliseconds: int) -> str:

@@ -185,5 +185,5 @@ def _position(entry: dict[str, Any], common: list[tuple[str, int]]) -> tuple[int
 
 def _different(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
     """The fields in which two accounts of one change differ. Its time is the journal's own where no transaction says it."""
-    own = {"sequence", "hash"} | ({"time"} if left["actor"] in ("lease", "outside") else set())
+    own = {"sequence", "hash"} | ({"time"} if left["actor"] in ("lease", "outside", "unknown") else set())
     return [name for name in left.keys() | right.keys() if name not in own and left.get(name) != right.get(name)]

@@ -217,6 +217,16 @@ async def test_a_change_by_none_of_the_clouds_parts_says_so_and_so_does_a_lease(
     assert ended["actor"] == "lease" and ended["before"] == {"project_id": "leased"}
 
 
+async def test_what_an_earlier_release_wrote_has_an_unknown_author(etcd_store: EtcdStore, directory: Path) -> None:
+    for number, left in enumerate((b"\xff" * 20, b"")):          # marks said nothing but a random number
+        await etcd_store.client.call(lambda member: member.kv.Txn, rpc_pb2.TxnRequest(success=[
+            rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=value)) for key, value in (
+                (f"/test/things/{number}".encode(), thing(str(number)).SerializeToString()), (b"marks/old/0", left))]))
+    async with writing(etcd_store, directory):
+        await caught_up(directory, lambda: len(changes(directory)) == 2)
+    assert [(row["actor"], row["id"]) for row in changes(directory)] == [("unknown", "0"), ("unknown", "1")]
+
+
 async def test_the_journals_of_two_replicas_agree_and_show_what_one_hides(
         database: Database, own_etcd: Etcd, etcd_store: EtcdStore, directory: Path) -> None:
     one, two = directory / "one", directory / "two"
