@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 def attach(transaction: Transaction, hello: Hello, inventories: Inventories, replica: str, automatic: bool) -> HostRecord:
     """An agent came to this replica. Its host is up, unless it was fenced since: then once it is readmitted.
 
+    Where all that is so already, it is confirmed and not written.
+
     Args:
       automatic: agents get leases.
 
@@ -28,13 +30,18 @@ def attach(transaction: Transaction, hello: Hello, inventories: Inventories, rep
     if host.forced_down:
         raise Conflict("host.forced_down", f"An operator forced host {host.name} down: its agent is let in when that is taken "
                                            "back (openstack compute service set --up).")
+    before = HostRecord()
+    before.CopyFrom(host)
     host.inventory.CopyFrom(hello.inventory)
     host.replica, host.leased = replica, hello.leased and automatic
     if host.epoch <= hello.epoch:
         host.epoch = hello.epoch
         _let_in(host)
-    host.updated_at.CopyFrom(clock.now())
-    transaction.put(fleet.HOST, host)
+    if host == before:
+        transaction.guard_unchanged(fleet.HOST, host.name)
+    else:
+        host.updated_at.CopyFrom(clock.now())
+        transaction.put(fleet.HOST, host)
     inventories.refresh(transaction, host)
     return host
 

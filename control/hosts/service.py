@@ -164,7 +164,7 @@ class Hosts:
             older.close("a newer stream of the same host took over")
         self._leases.acknowledge(hello.host)                 # before the commit, for a look for missed hosts that goes on now
         host = await self._db.transact(lambda tx: records.attach(
-            tx, hello, self._inventories, self._membership.id, self._fencing.automatic))
+            tx, hello, self._inventories, self._membership.id, self._fencing.automatic), confirm=True)
         session = Session(hello.host, host.epoch, term, self._heartbeat())
         if older := self._sessions.get(hello.host):
             older.close("a newer stream of the same host took over")

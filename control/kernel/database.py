@@ -172,13 +172,15 @@ class Database:
         cache = self.cache
         return cache.all(kind) if index is None else cache.by(kind, index, value)
 
-    async def transact(self, decide: Callable[[Transaction], T], *, guards: Sequence[Guard] = (), serial: str = "") -> T:
+    async def transact(self, decide: Callable[[Transaction], T], *, guards: Sequence[Guard] = (), serial: str = "",
+                       confirm: bool = False) -> T:
         """Run `decide` on a snapshot and commit what it wrote; its answer, once this replica's reads show the commit.
 
         `decide` is plain and quick, may raise to give up, and may run again from the start: it has no effect but through
         the transaction. Where it refuses for what the state is, that was so after this was called, not only in the cache.
         `guards` are added to the commit: a leader's fence. `serial` names what callers on this replica queue for instead of
-        racing: the one record that all of them write (a quota ledger).
+        racing: the one record that all of them write (a quota ledger). `confirm`: where nothing is written, what the transaction
+        guards is compared all the same, so that its answer is of the state and not only of what was known here.
         Raises what `decide` raises; Unavailable when the store does not answer or the race is lost ATTEMPTS times.
         """
         if isinstance(cache := self.cache, Overlay):
@@ -201,9 +203,10 @@ class Database:
                         fresh = True
                         continue
                     writes, own_guards = transaction.writes()
-                    if not writes:
+                    if not writes and not (confirm and own_guards):
                         return answer
-                    self.check_writable()
+                    if writes:
+                        self.check_writable()
                     if not contended and (contended := self.queued(writes)):
                         continue
                     try:

@@ -218,3 +218,22 @@ async def test_a_guard_on_what_changed_makes_the_decision_anew(db: Database):
     await asyncio.gather(db.transact(add("x")), db.transact(decide))
     assert db.get(THING, "y").service == str(seen[-1])
     assert db.get(THING, "x").used["n"] == 2
+
+
+async def test_a_decision_that_writes_nothing_is_confirmed_where_that_is_asked_for(db: Database):
+    await db.transact(add("x"))
+    seen: list[int] = []
+
+    def look(tx) -> int:
+        tx.guard_unchanged(THING, "x")
+        seen.append(tx.require(THING, "x").used["n"])
+        return seen[-1]
+
+    changed = thing("x")
+    changed.used["n"] = 7
+    record = Record(THING.key("x"), changed.SerializeToString(), db.cache.at(THING, THING.key("x"))[0])
+    revision = await db.store.commit(record)             # by somebody else: this replica's reads may not show it yet
+    assert await db.transact(look, confirm=True) == 7
+    assert seen == [1, 7] or not isinstance(db.store, MemoryStore)
+    assert await db.transact(look, confirm=True) == 7
+    assert (await db.store.get(record.key)).revision == revision, "looking writes nothing"
