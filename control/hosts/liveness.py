@@ -30,7 +30,7 @@ AT_ONCE = 128
 #: Hosts, and part of all, that may be missed at once like any other: with more of them the fault is more likely on this side (an
 #: overload, a network that is cut), and they have so many seconds more. Less patience has a cloud that comes back rebuild itself
 #: elsewhere; more has the servers of a rack that is lost wait.
-MANY, MANY_PART, MANY_PATIENCE = 10, 0.2, 60.0
+MANY, MANY_PART, MANY_PATIENCE = 100, 0.2, 60.0
 
 #: Seconds that the command that cuts a host's power may take, and hosts for which it runs at a time.
 COMMAND_WITHIN, COMMANDS = 20.0, 16

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,17 @@ def small_cloud() -> Iterator[SmallCloud]:
 
 
 def fill_etcd(cloud: Cloud) -> None:
-    """Write one key until etcd takes no more."""
+    """Write one key until etcd takes no more of it, and then nothing any more: its alarm comes a moment later."""
     async def fill() -> None:
         store = EtcdStore(cloud.config.etcd_endpoints, etcd_server.client_credentials(cloud.config.pki_dir), patience=1)
         try:
             revision = (await store.get("/junk")).revision
-            for _ in range(400):
-                revision = await store.commit(Record("/junk", b"x" * 1_000_000, revision))
+            with contextlib.suppress(Unavailable):
+                for _ in range(400):
+                    revision = await store.commit(Record("/junk", b"x" * 1_000_000, revision))
+            for _ in range(100):
+                await store.commit(Record(f"/junk/{uuid.uuid4()}", b""))
+                await asyncio.sleep(0.01)
         finally:
             await store.close()
     with contextlib.suppress(Unavailable):

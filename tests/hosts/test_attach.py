@@ -340,6 +340,7 @@ async def test_a_host_is_written_down_by_the_replica_it_was_attached_to_or_by_th
 
 async def test_where_many_hosts_are_missed_at_once_they_get_more_time_and_the_rest_goes_on(world, monkeypatch):
     monkeypatch.setattr(leases, "GRACE", 0.1)
+    monkeypatch.setattr(liveness, "MANY", 10)
     monkeypatch.setattr(liveness, "MANY_PATIENCE", 1.5)
     database, _, hosts, _ = world
     names = [f"host-{number}" for number in range(40)]
