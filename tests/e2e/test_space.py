@@ -77,7 +77,10 @@ def make_project(session: Session, name: str) -> int:
 
 
 def refusal(cloud: Cloud, session: Session) -> tuple[str, RestError]:
-    """The name of a project that was not made, and what its maker was told, while the database is full; tried again where the cloud was faster and has made room already."""
+    """The name of a project that was not made while the database was full, and what its maker was told.
+
+    Tried again where the cloud was faster and has made room already.
+    """
     for number in range(5):
         fill_etcd(cloud)
         name = f"refused-{number}"
