@@ -4,6 +4,9 @@ Key and effect are one commit: while a key has no record, nothing of its call ha
 commit are the exception (Database.apart, or more records than a commit holds): those leave a record when they begin, and one that
 is cut off answers ever after that its end is not known.
 
+A refusal is an answer, too: a copy of the call that was held up on its way, and arrives when the caller has long been told "no",
+must not take effect. What is neither yes nor no (no answer from the store) is not kept.
+
 Records are read and written at the store itself, outside of "/": no watch carries them and no cache holds them. They are found by
 a hash, and what they hold is encrypted with a key that is made of the idempotency key, which is nowhere in the store.
 """
@@ -28,7 +31,19 @@ from google.protobuf.message import DecodeError
 from control.kernel import clock
 from control.kernel.caller import Caller
 from control.kernel.database import ATTEMPTS, Database
-from control.kernel.errors import Conflict, Error, Invalid, Stale, Unavailable
+from control.kernel.errors import (
+    Conflict,
+    Denied,
+    Error,
+    Exhausted,
+    Invalid,
+    NotAcceptable,
+    NotFound,
+    Stale,
+    TooLarge,
+    Unavailable,
+    UnsupportedMedia,
+)
 from control.kernel.overlay import NotAtOnce, Overlay
 from control.kernel.store import MAX_BYTES, MAX_OPERATIONS, Guard, Record, Store, size_of
 from protos.internal.v1.idempotency_pb2 import IdempotencyRecord, IdempotentAnswer
@@ -41,7 +56,7 @@ HEADER, REPLAYED = "Idempotency-Key", "Idempotency-Replayed"
 PREFIX = "idempotency/"
 
 #: Written with each change of records that changes nothing below "/" otherwise, so that watches of that see its revision, too:
-#: a key for each call that has begun and not ended, and one for the sweeper.
+#: a key for each call that has begun and not ended, or was refused, and one for the sweeper.
 MARKS, SWEPT = "/kernel/idempotency/", "/kernel/idempotency-swept"
 
 #: How long an unfinished call may still be running somewhere: twice the longest deadline.
@@ -52,6 +67,9 @@ RETRY_AFTER = 2
 
 #: The sweeper looks at this many parts of all records in turn, so that it never holds many; of each it deletes so many at once.
 SLICES, BATCH = 256, 60
+
+#: Characters of a refusal's text that are kept.
+MAX_TEXT = 4096
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -91,6 +109,10 @@ class _Secrets:
         made = HKDF(SHA256(), 80, salt=hashlib.sha256(scope.encode()).digest(), info=b"brume idempotency 1").derive(key.encode())
         return cls(PREFIX + made[:16].hex(), made[16:48], made[48:])
 
+    @property
+    def mark(self) -> str:
+        return MARKS + self.name.removeprefix(PREFIX)
+
     def fingerprint(self, content: bytes) -> bytes:
         return hmac.digest(self.printing, content, "sha256")
 
@@ -116,8 +138,8 @@ class IdempotencyKeys:
           content: all that makes the call what it is; another one under the same key is refused.
           run: carries out the call, with no effects but through the database. May be called again from the start.
 
-        Raises what `run` raises (and keeps no record of it: the call is judged anew next time); Conflict where the key came with
-        other content, or with a call whose end is not known; InProgress while one is running.
+        Raises what `run` raises, and raised before, where that is a refusal; Conflict where the key came with other content, or
+        with a call whose end is not known; InProgress while one is running.
         """
         secrets = _Secrets.of(caller, key)
         fingerprint = secrets.fingerprint(content)
@@ -126,13 +148,13 @@ class IdempotencyKeys:
             turn = _Turn(self._database, turns)
             for attempt in range(ATTEMPTS):
                 if (known := await self._known(secrets, fingerprint)) is not None:
-                    return known, True
+                    return _answered(known), True
                 await turn.take(contended)
                 try:
                     outcome = await self._attempt(secrets, fingerprint, run, turn)
                 except NotAtOnce:
                     await turns.aclose()
-                    return await self._apart(secrets, fingerprint, run), False
+                    return _answered(await self._apart(secrets, fingerprint, run)), False
                 if outcome.failure is not None:
                     raise outcome.failure
                 if outcome.answer is not None:
@@ -172,7 +194,7 @@ class IdempotencyKeys:
     async def _attempt(self, secrets: _Secrets, fingerprint: bytes, run: Run, turn: "_Turn") -> "_Outcome":
         """Run the call and commit what it wrote, with its record, at once.
 
-        What a call wrote that then failed (a wrong password, counted) is committed without a record.
+        What a call wrote that then failed (a wrong password, counted) is committed all the same.
         Raises NotAtOnce with nothing committed.
         """
         overlay, outcome = Overlay(self._database.cache, turn.take_serial), _Outcome()
@@ -190,7 +212,12 @@ class IdempotencyKeys:
         writes, guards = overlay.commit()
         if not turn.is_taken and (queued := self._database.queued(writes)):
             return _Outcome(lost=queued)
-        if outcome.answer is None:
+        if outcome.failure is not None and (refusal := _refusal(outcome.failure)) is not None and not self._database.refusing:
+            marked = not writes
+            writes.append(Record(secrets.name, self._record(secrets, fingerprint, refusal, marked=marked)))
+            if marked:
+                writes.append(Record(secrets.mark, b""))
+        elif outcome.answer is None:
             guards.append(Guard.unchanged(secrets.name, 0))      # or it failed because of what its twin has done
         elif writes:
             writes.append(Record(secrets.name, self._record(secrets, fingerprint, outcome.answer)))
@@ -212,9 +239,8 @@ class IdempotencyKeys:
     async def _apart(self, secrets: _Secrets, fingerprint: bytes, run: Run) -> IdempotentAnswer:
         """Run a call that cannot be one commit, between a record that it has begun and one that it has ended."""
         begun = IdempotencyRecord(created_at=clock.now(), fingerprint=fingerprint, unfinished=True)
-        mark = MARKS + secrets.name.removeprefix(PREFIX)
         try:
-            revision = await self._store.commit(Record(secrets.name, begun.SerializeToString()), Record(mark, b""))
+            revision = await self._store.commit(Record(secrets.name, begun.SerializeToString()), Record(secrets.mark, b""))
         except Stale:
             if (known := await self._known(secrets, fingerprint)) is not None:
                 return known
@@ -223,19 +249,44 @@ class IdempotencyKeys:
             answer = await run()
         except Unavailable:
             raise                                       # who knows what came of it
-        except Error:
-            await self._store.commit(Record(secrets.name, None, revision), Record(mark, None, revision))
+        except Error as error:
+            refusal = _refusal(error)
+            record = None if refusal is None else self._record(secrets, fingerprint, refusal)
+            await self._store.commit(Record(secrets.name, record, revision), Record(secrets.mark, None, revision))
             raise
         record = self._record(secrets, fingerprint, answer)
-        await self._store.commit(Record(secrets.name, record, revision), Record(mark, None, revision))
+        await self._store.commit(Record(secrets.name, record, revision), Record(secrets.mark, None, revision))
         return answer
 
     @staticmethod
-    def _record(secrets: _Secrets, fingerprint: bytes, answer: IdempotentAnswer) -> bytes:
-        record = IdempotencyRecord(created_at=clock.now(), fingerprint=fingerprint)
+    def _record(secrets: _Secrets, fingerprint: bytes, answer: IdempotentAnswer, *, marked: bool = False) -> bytes:
+        record = IdempotencyRecord(created_at=clock.now(), fingerprint=fingerprint, marked=marked)
         if len(answer.response) < MAX_BYTES // 2:
             record.sealed_answer = secrets.seal(answer, fingerprint)
         return record.SerializeToString()
+
+
+#: The kinds of errors that say no.
+_REFUSALS: dict[str, type[Error]] = {kind.__name__: kind for kind in (
+    Invalid, Denied, NotFound, NotAcceptable, Conflict, TooLarge, UnsupportedMedia, Exhausted)}
+
+
+def _refusal(error: Error) -> IdempotentAnswer | None:
+    """What is kept of an error; None where it does not say no for good."""
+    kind = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _REFUSALS), "")
+    if not kind or isinstance(error, Stale | InProgress):
+        return None
+    return IdempotentAnswer(refusal=IdempotentAnswer.Refusal(kind=kind, reason=error.reason, text=str(error)[:MAX_TEXT]))
+
+
+def _answered(answer: IdempotentAnswer) -> IdempotentAnswer:
+    """An answer that was kept. Raises the error where it is a refusal."""
+    if not answer.HasField("refusal"):
+        return answer
+    refusal = answer.refusal
+    error = _REFUSALS.get(refusal.kind, Conflict)(refusal.reason, refusal.text)
+    error.headers = ((REPLAYED, "true"),)
+    raise error
 
 
 @dataclass(slots=True)
@@ -272,13 +323,13 @@ async def sweep(store: Store, part: int, kept: timedelta) -> int:
     records, _ = await store.scan(f"{PREFIX}{part:02x}")
     oldest = clock.now().ToDatetime() - kept
     read = [(record, IdempotencyRecord.FromString(record.value or b"")) for record in records]
-    due = [(record, content.unfinished) for record, content in read if content.created_at.ToDatetime() < oldest]
+    due = [(record, content.unfinished or content.marked) for record, content in read if content.created_at.ToDatetime() < oldest]
     for start in range(0, len(due), BATCH):
         touched, batch = await store.get(SWEPT), due[start:start + BATCH]
         await store.commit(Record(SWEPT, b"", touched.revision),
                            *(Record(record.key, None, record.revision) for record, _ in batch),
                            *(Record(MARKS + record.key.removeprefix(PREFIX), None, record.revision)
-                             for record, unfinished in batch if unfinished))
+                             for record, marked in batch if marked))
     return len(due)
 
 

@@ -209,9 +209,9 @@ class Dispatcher:
             if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
                 return await within(self._once(self._keys, method, request, call), call.timeout)
             return await within(method.handler(request, call), call.timeout)
-        except (NotFound, Conflict, Exhausted):
-            if not method.reads and self._current is not None:
-                await self._current()              # or a change is refused for what is long over: a replica may be cut off
+        except (NotFound, Conflict, Exhausted) as error:
+            if self._current is not None and (not method.reads or isinstance(error, NotFound)):
+                await self._current()              # or it is refused for what is long over: a replica may be cut off
             raise
 
     async def _once(self, keys: IdempotencyKeys, method: Method, request: Message, call: Call) -> Message:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from control.kernel import idempotency
 from control.kernel.caller import Caller
 from control.kernel.database import Database
-from control.kernel.errors import Conflict, Error, Invalid, NotFound, Unavailable
+from control.kernel.errors import Conflict, Error, Exhausted, Invalid, NotFound, Unavailable
 from control.kernel.idempotency import MARKS, PREFIX, SLICES, IdempotencyKeys, InProgress, parse, sweep
 from control.kernel.overlay import outside
 from control.kernel.quota import LEDGER
@@ -124,14 +124,32 @@ async def test_a_damaged_record_is_no_leave_to_do_it_again(db: Database):
         await keys.once(ME, "key", b"make", nothing())
 
 
-async def test_an_error_is_not_kept(db: Database):
-    keys, maker = IdempotencyKeys(db), Maker(db)
-
+@pytest.mark.parametrize("error", [NotFound("thing", "not yet"), Conflict("thing.state", "not now"), Exhausted("quota", "none left"),
+                                   Invalid("thing.name", "not so")], ids=lambda error: type(error).__name__)
+async def test_a_refusal_is_kept_so_that_a_copy_that_comes_late_does_nothing(db: Database, error: Error):
     async def refused() -> IdempotentAnswer:
-        raise NotFound("thing", "not yet")
+        raise error
 
-    with pytest.raises(NotFound):
-        await keys.once(ME, "key", b"make", refused)
+    keys = IdempotencyKeys(db)
+    for run in refused, nothing(), Maker(db):
+        with pytest.raises(type(error), match=str(error)) as told:
+            await keys.once(ME, "key", b"make", run)
+        assert told.value.reason == error.reason
+    assert ("Idempotency-Replayed", "true") in told.value.headers and made(db) == []
+    assert not (await keys.once(ME, "another key", b"make", Maker(db)))[1]
+    await sweep(db.store, 0, KEPT)
+    for slice_ in range(SLICES):
+        await sweep(db.store, slice_, timedelta(0))
+    assert (await db.store.scan(PREFIX))[0] == (await db.store.scan(MARKS))[0] == []
+
+
+async def test_what_is_no_answer_is_not_kept(db: Database):
+    async def silent() -> IdempotentAnswer:
+        raise Unavailable("store", "silent")
+
+    keys, maker = IdempotencyKeys(db), Maker(db)
+    with pytest.raises(Unavailable):
+        await keys.once(ME, "key", b"make", silent)
     answer, replayed = await keys.once(ME, "key", b"make", maker)
     assert not replayed and made(db) == [answer.response.decode()]
 
@@ -141,10 +159,10 @@ async def test_what_a_failed_call_wrote_is_committed_all_the_same(db: Database):
         await db.transact(lambda tx: tx.put(THING, thing("failures", n=1)))
         raise NotFound("user", "no")
 
-    with pytest.raises(NotFound):
-        await IdempotencyKeys(db).once(ME, "key", b"log in", wrong_password)
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            await IdempotencyKeys(db).once(ME, "key", b"log in", wrong_password)
     assert db.require(THING, "failures").used["n"] == 1
-    assert (await db.store.scan(PREFIX))[0] == []
 
 
 async def test_a_call_that_writes_nothing_leaves_nothing(db: Database):
@@ -313,11 +331,12 @@ async def test_a_call_of_many_commits_that_dies_says_that_its_end_is_not_known(c
         assert len(made(database)) == count
 
 
-async def test_a_call_of_many_commits_that_fails_may_be_made_again_with_its_key(db: Database):
+async def test_a_call_of_many_commits_that_is_refused_stays_refused(db: Database):
     keys = IdempotencyKeys(db)
-    with pytest.raises(Conflict):
-        await keys.once(ME, "key", b"many", Many(db, fails=Conflict("quota", "no room")))
-    assert not (await keys.once(ME, "key", b"many", Many(db)))[1]
+    for run in Many(db, fails=Conflict("quota", "no room")), nothing():
+        with pytest.raises(Conflict, match="no room"):
+            await keys.once(ME, "key", b"many", run)
+    assert (await db.store.scan(MARKS))[0] == []
 
 
 async def test_a_call_of_many_commits_whose_end_the_store_did_not_tell_is_not_made_again(db: Database):
