@@ -125,7 +125,8 @@ async def test_a_damaged_record_is_no_leave_to_do_it_again(db: Database):
 
 
 @pytest.mark.parametrize("error", [
-    NotFound("thing", "not yet"), Conflict("thing.state", "not now"), Exhausted("quota", "no room"), Invalid("thing.name", "not so"),
+    NotFound("thing", "not yet"), Conflict("thing.state", "not now"), Exhausted("quota", "no room"),
+    Invalid("thing.name", "not so"),
 ], ids=lambda error: type(error).__name__)
 async def test_a_refusal_is_kept_so_that_a_copy_that_comes_late_does_nothing(db: Database, error: Error):
     async def refused() -> IdempotentAnswer:
