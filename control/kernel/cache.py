@@ -38,7 +38,7 @@ class Kind(Generic[M]):
     id_of: Callable[[M], tuple[str, ...]] = field(default=lambda message: (message.id,))  # type: ignore[attr-defined]
     #: Index name -> the values under which a message is found; kept current by the cache.
     indexes: Mapping[str, Callable[[M], Iterable[str]]] = field(default_factory=dict)
-    #: What Cache.in_order() goes by, ties broken by the key; the cache keeps it current from its first use on.
+    #: What Cache.in_order() goes by, ties broken by the key; the cache keeps it current.
     order: Callable[[M], tuple[int, ...]] | None = None
     #: For what is many and seldom read: the cache keeps it as it is stored, in a third of the memory, and decodes it when asked.
     packed: bool = False
@@ -103,11 +103,14 @@ class _Table(Generic[M]):
             self._reorder(key, before, message)
         return before, message
 
+    def sort(self) -> None:
+        """Put the rows in order at once, where their kind has one: a million one by one would take minutes."""
+        if (order := self.kind.order) is not None:
+            self._ordered = sorted((order(self.read(kept)), key) for key, (_, kept) in self.rows.items())
+
     def in_order(self, after: str) -> Iterator[M]:
         order, rows = self.kind.order, self.rows
-        assert order is not None
-        if self._ordered is None:
-            self._ordered = sorted((order(self.read(kept)), key) for key, (_, kept) in rows.items())
+        assert order is not None and self._ordered is not None, "the cache has its first snapshot"
         at = bisect.bisect_right(self._ordered, (order(self.read(rows[after][1])), after)) if after else 0
         for place in range(at, len(self._ordered)):
             yield self.read(rows[self._ordered[place][1]][1])
@@ -271,8 +274,11 @@ class Cache:
             listed = {record.key for record in records}
             gone = [Record(key, None, revision) for table in self._by_prefix.values() for key in table.rows if key not in listed]
             changed = [record for record in records if not self._has(record)]
+        first = not self.revision
         with collector.loading():
             self._apply(gone + changed, revision, listed=True)
+            for table in self._by_prefix.values() if first else ():
+                table.sort()
 
     def _has(self, record: Record) -> bool:
         table = self._table_of(record.key)
