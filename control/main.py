@@ -97,7 +97,7 @@ class Replica:
                             *self.images.checks().all(), *hosts.checks()],
             [*self.images.checks().probes(), *probes.probes(store, config.pki_dir)])
         self.dispatcher = rpc.Dispatcher(self.authenticator, keys=IdempotencyKeys(self.database),
-                                         revision=lambda: self.database.cache.revision, current=self.database.check_current)
+                                         revision=lambda: self.database.cache.revision, caught_up=self.database.catch_up)
         self.watches = watch.Hub(self.database, [
             *identity.watchables(), *image.watchables(), *compute.watchables(self.database, self.ports),
             *network.watchables(self.database), *placement.watchables(self.database)])

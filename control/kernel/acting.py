@@ -20,6 +20,15 @@ NOBODY = Author()
 
 author: contextvars.ContextVar[Author] = contextvars.ContextVar("author", default=NOBODY)
 
+#: What the call that runs now has done so far that cannot be done twice: the revisions of its commits, 0 for anything else.
+effects: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("effects", default=None)
+
+
+def has_effect(revision: int = 0) -> None:
+    """Note that the call that runs now has made a commit, or done something beside the store."""
+    if (noted := effects.get()) is not None:
+        noted.append(revision)
+
 
 def acting() -> Author:
     """Who acts now. A job that nobody named is known by the coroutine that its task runs."""

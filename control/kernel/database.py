@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from agents.telemetry import traces
+from control.kernel.acting import has_effect
 from control.kernel.cache import Cache, Kind
 from control.kernel.errors import Conflict, Exhausted, NotFound, Stale, Unavailable
 from control.kernel.overlay import Overlay, current
@@ -28,7 +29,7 @@ T = TypeVar("T")
 #: decision that can never be committed.
 ATTEMPTS = 30
 
-#: Seconds that reads may be behind the store without its meaning anything.
+#: Seconds that reads may be behind the store before it counts as being behind.
 MOMENT = 0.25
 
 #: Nothing is under it: asking for it tells the store's revision.
@@ -150,6 +151,7 @@ class Database:
         """
         if isinstance(cache := self.cache, Overlay):
             cache.refuse()
+        has_effect()
 
     def check_writable(self) -> None:
         """Raises Unavailable while nothing may be written."""
@@ -198,7 +200,7 @@ class Database:
                     try:
                         answer = decide(transaction)
                     except (NotFound, Conflict, Exhausted):
-                        if fresh or not await self._catch_up(seen):
+                        if fresh or not await self.catch_up(seen, 5.0):
                             raise
                         fresh = True
                         continue
@@ -221,6 +223,7 @@ class Database:
                         await self.cache.wait(stale.revision)
                         contended = stale.key
                     else:
+                        has_effect(revision)
                         await self.shown(revision)
                         return answer
                 if attempt > 2:
@@ -242,16 +245,15 @@ class Database:
         """The store's revision now. Raises Unavailable where it does not answer."""
         return (await self.store.scan(NEWEST))[1]
 
-    async def check_current(self) -> None:
-        """Raises Unavailable where reads are further behind the store than they are in any moment."""
-        await self.cache.wait(await self.newest(), MOMENT)
+    async def catch_up(self, seen: int, within: float = MOMENT) -> bool:
+        """Whether the store is ahead of what was seen at a revision; reads show then what it has.
 
-    async def _catch_up(self, seen: int) -> bool:
-        """Whether the store was ahead of what a decision has seen; reads show then what it has."""
+        Raises Unavailable where they do not within some seconds, or the store does not answer.
+        """
         revision = await self.newest()
         if revision <= seen:
             return False
-        await self.cache.wait(revision)
+        await self.cache.wait(revision, within)
         return True
 
     async def _fenced(self, guards: Sequence[Guard]) -> bool:

@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from agents.telemetry import traces
 from agents.telemetry.logs import request_id
 from agents.telemetry.timing import Timings
-from control.kernel.acting import NOBODY, Author, author
+from control.kernel.acting import NOBODY, Author, author, effects
 from control.kernel.caller import Caller
 from control.kernel.errors import Conflict, Denied, Error, Exhausted, Invalid, NotFound, Unauthenticated, Unavailable
 from control.kernel.idempotency import HEADER, REPLAYED, IdempotencyKeys, parse
@@ -140,13 +140,13 @@ class Dispatcher:
     """The table of methods, and the one way to call them."""
 
     def __init__(self, authenticator: Authenticator, policy: Policy | None = None, keys: IdempotencyKeys | None = None,
-                 revision: Callable[[], int] = lambda: 0, current: Callable[[], Awaitable[None]] | None = None):
+                 revision: Callable[[], int] = lambda: 0, caught_up: Callable[[int], Awaitable[bool]] | None = None):
         """`keys` are those that calls come with; without, a key says nothing. `revision`: up to which the state is that handlers
-        read. `current` raises Unavailable where that is behind the store."""
+        read. `caught_up`: whether the store is ahead of a revision; handlers read then what it has, or it raises Unavailable."""
         self._authenticator = authenticator
         self._keys = keys
         self._revision = revision
-        self._current = current
+        self._caught_up = caught_up
         #: Of calls that answer once, by method and outcome.
         self.timings = Timings()
         self.policy = policy or Policy()
@@ -203,16 +203,37 @@ class Dispatcher:
         await self._enter(method, request, call)
         author.set(_author(method, call))
         call.revision = self._revision()
+        if method.client_streaming:
+            return await method.handler(request, call)
+        if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
+            return await within(self._once(self._keys, method, request, call), call.timeout)
+        return await self._fresh(method, request, call)
+
+    async def _fresh(self, method: Method, request: Any, call: Call) -> Message:
+        """What a call answers; where it is refused for what this replica knows, it is judged by what the store knew when it came.
+
+        A replica that is cut off would refuse for what is long over. One that has caught up judges the call anew, unless it has
+        had effects. Raises Unavailable where that cannot be known.
+        """
+        if self._caught_up is None or not isinstance(request, Message):
+            return await within(method.handler(request, call), call.timeout)
+        again = request
+        if not method.reads:
+            again = method.request_type()
+            again.CopyFrom(request)                       # a handler may change what it is given
+        noted: list[int] = []
+        token = effects.set(noted)
         try:
-            if method.client_streaming:
-                return await method.handler(request, call)
-            if call.idempotency_key and self._keys is not None and call.caller_or_none is not None and request is not None:
-                return await within(self._once(self._keys, method, request, call), call.timeout)
             return await within(method.handler(request, call), call.timeout)
         except (NotFound, Conflict, Exhausted) as error:
-            if self._current is not None and (not method.reads or isinstance(error, NotFound)):
-                await self._current()              # or it is refused for what is long over: a replica may be cut off
-            raise
+            if method.reads and not isinstance(error, NotFound):
+                raise
+            if not await self._caught_up(call.revision) or noted:
+                raise
+        finally:
+            effects.reset(token)
+        call.status, call.revision = None, self._revision()
+        return await within(method.handler(again, call), call.timeout)
 
     async def _once(self, keys: IdempotencyKeys, method: Method, request: Message, call: Call) -> Message:
         """What a call with an idempotency key answers: what it answered before, if it did."""

@@ -1,5 +1,6 @@
 """A call means the same on every way in: who may, what an error becomes, what ends when, one log line."""
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncIterator
 
@@ -8,7 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.wrappers_pb2 import StringValue
 
-from control.kernel import errors
+from control.kernel import acting, errors
 from control.kernel.caller import Caller
 from control.kernel.rpc import Call, Dispatcher, add_to_grpc
 from protos.brume.v1 import options_pb2
@@ -148,6 +149,58 @@ async def test_a_bug_is_logged_with_its_trace_and_answered_without_its_text(disp
     assert type(error.value) is errors.Error
     assert "swordfish" not in str(error.value)
     assert "swordfish" in caplog.text
+
+
+@pytest.mark.parametrize(("verb", "error", "ahead", "effect", "runs"), [
+    ("Write", errors.NotFound, True, False, 2), ("Write", errors.Conflict, True, False, 2),
+    ("Write", errors.Exhausted, True, False, 2), ("Write", errors.NotFound, False, False, 1),
+    ("Write", errors.NotFound, True, True, 1), ("Write", errors.Invalid, True, False, 1),
+    ("GetToy", errors.NotFound, True, False, 2), ("GetToy", errors.Conflict, True, False, 1),
+])
+async def test_a_refusal_of_a_replica_that_was_behind_is_judged_anew(verb, error, ahead, effect, runs):
+    revision, seen = 5, []
+
+    async def caught_up(asked: int) -> bool:
+        nonlocal revision
+        assert asked == 5
+        revision = 9 if ahead else 5
+        return ahead
+
+    async def handler(request: StringValue, call: Call) -> StringValue:
+        seen.append(request.value)
+        request.value = "changed"
+        if effect:
+            acting.has_effect(7)
+        if revision < 9:
+            raise error("toy", "refused")
+        return StringValue(value=f"at {call.revision}")
+
+    dispatcher = Dispatcher(Tokens(), revision=lambda: revision, caught_up=caught_up)
+    dispatcher.add(Toys(), SERVICE)
+    method = dataclasses.replace(dispatcher.methods["/toy.v1.Toys/Write"], handler=handler)
+    object.__setattr__(method, "reads", verb.startswith("Get"))
+    asking = dispatcher.unary(method, StringValue(value="asked"), Call(token="member"))
+    if runs == 2:
+        assert (await asking).value == "at 9" and seen == ["asked", "changed" if verb.startswith("Get") else "asked"]
+    else:
+        with pytest.raises(error):
+            await asking
+        assert seen == ["asked"]
+
+
+async def test_what_a_replica_that_stays_behind_would_refuse_is_not_known():
+    async def caught_up(asked: int) -> bool:
+        raise errors.Unavailable("store.behind", "this replica is behind")
+
+    dispatcher = Dispatcher(Tokens(), caught_up=caught_up)
+    dispatcher.add(Toys(), SERVICE)
+
+    async def handler(request: StringValue, call: Call) -> StringValue:
+        raise errors.NotFound("toy", "refused")
+
+    method = dataclasses.replace(dispatcher.methods["/toy.v1.Toys/Write"], handler=handler)
+    with pytest.raises(errors.Unavailable):
+        await dispatcher.unary(method, StringValue(), Call(token="member"))
 
 
 async def test_a_known_error_keeps_its_cause_and_is_not_its_own(dispatcher):
