@@ -128,9 +128,14 @@ def change(cloud: Cloud, fleet: Any, tenant: Tenant, changes: int) -> dict[str, 
               10, "a change to reach its host", 0.002)
         times.append(fleet.arrivals[heard] - began)
         time.sleep(0.05)
-    times.sort()
-    return {"change_p50_ms": round(statistics.median(times) * 1000, 1),
-            "change_p99_ms": round(times[min(len(times) - 1, int(len(times) * 0.99))] * 1000, 1)}
+    return cuts("change", times)
+
+
+def cuts(name: str, times: list[float]) -> dict[str, float]:
+    """Median and 99th percentile of some seconds, in ms."""
+    times = sorted(times)
+    return {f"{name}_p50_ms": round(statistics.median(times) * 1000, 1),
+            f"{name}_p99_ms": round(times[min(len(times) - 1, int(len(times) * 0.99))] * 1000, 1)}
 
 
 def watching(cloud: Cloud, tenant: Tenant, watchers: int, changes: int) -> dict[str, Any]:
@@ -140,11 +145,9 @@ def watching(cloud: Cloud, tenant: Tenant, watchers: int, changes: int) -> dict[
     worker = multiprocessing.get_context("fork").Process(
         target=lambda: results.put(asyncio.run(_watched(cloud.config.port, tenant.token, watchers, changes))))
     worker.start()
-    times = sorted(results.get(timeout=300))
+    times = results.get(timeout=300)
     worker.join()
-    return {"watchers": watchers, "all_told_p50_ms": round(statistics.median(times) * 1000, 1),
-            "all_told_p99_ms": round(times[min(len(times) - 1, int(len(times) * 0.99))] * 1000, 1),
-            "watching_cpu_s": round(meter.seconds()["control"], 2)}
+    return {"watchers": watchers, **cuts("all_told", times), "watching_cpu_s": round(meter.seconds()["control"], 2)}
 
 
 async def _watched(port: int, token: str, watchers: int, changes: int) -> list[float]:

@@ -275,7 +275,7 @@ class Journal:
         assert kind is not None
         return {"kind": kind.message.DESCRIPTOR.full_name, "key": key, "id": key.removeprefix(kind.prefix)}
 
-    def _written(self, key: str, record: Record) -> "Written":
+    def _written(self, key: str, record: Record) -> Written:
         if record.value is None:
             return ABSENT
         kind = self._kind(key)

@@ -20,14 +20,19 @@ NOBODY = Author()
 
 author: contextvars.ContextVar[Author] = contextvars.ContextVar("author", default=NOBODY)
 
-#: What the call that runs now has done so far that cannot be done twice: the revisions of its commits, 0 for anything else.
-effects: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("effects", default=None)
+class Effects:
+    """Whether a call has done something that cannot be done twice: a commit, or anything beside the store."""
+
+    any = False
 
 
-def has_effect(revision: int = 0) -> None:
-    """Note that the call that runs now has made a commit, or done something beside the store."""
+effects: contextvars.ContextVar[Effects | None] = contextvars.ContextVar("effects", default=None)
+
+
+def has_effect() -> None:
+    """Note that of the call that runs now."""
     if (noted := effects.get()) is not None:
-        noted.append(revision)
+        noted.any = True
 
 
 def acting() -> Author:

@@ -161,13 +161,15 @@ class Cache:
 
     def at(self, kind: Kind[M], key: str) -> tuple[int, M | None]:
         """(revision, message) under a store key; (0, None) when there is none."""
-        row = self._tables[id(kind)].rows.get(key, (0, None))
-        return row if not kind.packed or row[1] is None else (row[0], kind.message.FromString(row[1]))
+        table = self._tables[id(kind)]
+        row = table.rows.get(key, (0, None))
+        return row if not kind.packed or row[1] is None else (row[0], table.read(row[1]))
 
     def all(self, kind: Kind[M]) -> list[M]:
         """Every message of a kind, in order of last modification."""
-        rows = self._tables[id(kind)].rows.values()
-        return [kind.message.FromString(kept) for _, kept in rows] if kind.packed else [message for _, message in rows]
+        table = self._tables[id(kind)]
+        found = [kept for _, kept in table.rows.values()]
+        return list(map(table.read, found)) if kind.packed else found
 
     def keys(self, kind: Kind[M]) -> list[str]:
         return list(self._tables[id(kind)].rows)

@@ -223,7 +223,7 @@ class Database:
                         await self.cache.wait(stale.revision)
                         contended = stale.key
                     else:
-                        has_effect(revision)
+                        has_effect()
                         await self.shown(revision)
                         return answer
                 if attempt > 2:

@@ -14,6 +14,7 @@ from grpc.aio import AioRpcError
 
 from control.kernel.errors import Unavailable
 from control.kernel.pki import Credentials
+from control.kernel.tls import grpc_channel_credentials
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +88,7 @@ class Client:
 
     def renew(self) -> None:
         """Read the certificate's files again. New calls and streams use it; what is under way ends where it began."""
-        own = self._credentials
-        self._channel_credentials = own and grpc.ssl_channel_credentials(
-            own.ca.read_bytes(), own.key.read_bytes(), own.certificate.read_bytes())
+        self._channel_credentials = self._credentials and grpc_channel_credentials(self._credentials)
         self._former.update(self._members.values())
         self._members = {}
 

@@ -12,6 +12,7 @@ from aetcd.rpc import rpc_pb2, rpc_pb2_grpc
 from control.kernel.errors import Unavailable
 from control.kernel.etcd_client import NEED_LEADER, OPTIONS, target_of, unanswered
 from control.kernel.pki import Credentials
+from control.kernel.tls import grpc_channel_credentials
 
 #: Seconds that a member has for an answer: the shortest lease lasts two, and another member must be tried within them.
 DEADLINE = 0.5
@@ -58,9 +59,7 @@ class Renewer:
         own = self._credentials
         if own is None:
             return grpc.insecure_channel(target, OPTIONS)
-        # the files as they are now: a certificate that was renewed counts from the next connection on
-        return grpc.secure_channel(target, grpc.ssl_channel_credentials(
-            own.ca.read_bytes(), own.key.read_bytes(), own.certificate.read_bytes()), OPTIONS)
+        return grpc.secure_channel(target, grpc_channel_credentials(own), OPTIONS)
 
     def _leave(self) -> None:
         """Ask the next member from now on, over a new connection."""

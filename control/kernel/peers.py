@@ -13,6 +13,7 @@ from control.kernel.database import Database
 from control.kernel.errors import Unavailable
 from control.kernel.pki import Credentials
 from control.kernel.replicas import REPLICA
+from control.kernel.tls import grpc_channel_credentials
 from protos.internal.v1 import hosts_pb2, peers_pb2
 from protos.internal.v1.peers_pb2_grpc import PeersStub
 from protos.internal.v1.replicas_pb2 import ReplicaRecord
@@ -81,7 +82,6 @@ class Peers:
         for gone in self._channels.keys() - {each.id for each in self._database.cache.all(REPLICA)}:
             del self._channels[gone]            # closes with its last call
         if record.id not in self._channels:
-            files = self._credentials
-            self._channels[record.id] = grpc.aio.secure_channel(record.address, grpc.ssl_channel_credentials(
-                files.ca.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()), _OPTIONS)
+            self._channels[record.id] = grpc.aio.secure_channel(
+                record.address, grpc_channel_credentials(self._credentials), _OPTIONS)
         return PeersStub(self._channels[record.id])

@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 from agents.telemetry import traces
 from agents.telemetry.logs import request_id
 from agents.telemetry.timing import Timings
-from control.kernel.acting import NOBODY, Author, author, effects
+from control.kernel.acting import NOBODY, Author, Effects, author, effects
 from control.kernel.caller import Caller
 from control.kernel.errors import Conflict, Denied, Error, Exhausted, Invalid, NotFound, Unauthenticated, Unavailable
 from control.kernel.idempotency import HEADER, REPLAYED, IdempotencyKeys, parse
@@ -221,14 +221,14 @@ class Dispatcher:
         if not method.reads:
             again = method.request_type()
             again.CopyFrom(request)                       # a handler may change what it is given
-        noted: list[int] = []
+        noted = Effects()
         token = effects.set(noted)
         try:
             return await within(method.handler(request, call), call.timeout)
         except (NotFound, Conflict, Exhausted) as error:
             if method.reads and not isinstance(error, NotFound):
                 raise
-            if not await self._caught_up(call.revision) or noted:
+            if not await self._caught_up(call.revision) or noted.any:
                 raise
         finally:
             effects.reset(token)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import grpc
 
+from control.kernel.pki import Credentials
+
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the files of a listener that does not ask at each handshake.
@@ -45,6 +47,11 @@ class Pair:
                          for status in (self.certificate.stat(), self.key.stat()))
         except OSError:
             return ()
+
+
+def grpc_channel_credentials(own: Credentials) -> grpc.ChannelCredentials:
+    """Credentials of a gRPC client, of the files as they are now: one that is renewed counts from the next channel on."""
+    return grpc.ssl_channel_credentials(own.ca.read_bytes(), own.key.read_bytes(), own.certificate.read_bytes())
 
 
 def grpc_server_credentials(certificate: Path, key: Path, ca: Path | None = None) -> grpc.ServerCredentials:

@@ -59,7 +59,7 @@ _UNSEEN = frozenset(
 )
 
 
-#: Messages about groups that are kept for other hosts at most.
+#: Messages about groups, and networks, that are kept for other hosts at most.
 _REMEMBERED = 10_000
 
 #: device_owner of a network's own ports: every host of the network knows them.
@@ -82,7 +82,7 @@ class Projection:
         self._changes: Counter[str] = Counter()       # of the members of groups
         self._made: dict[tuple[str, bool, bool], tuple[int, HostObject]] = {}
         self._bases: dict[str, _Base] = {}            # of networks, as every host has them
-        self._listening = self._cache.listening(self._count, NETWORK, SUBNET, PORT, ROUTER)
+        self._listening = self._cache.listening(self._note, NETWORK, SUBNET, PORT, ROUTER)
         self._listening.__enter__()
 
     # Which hosts
@@ -116,7 +116,7 @@ class Projection:
         """The groups whose members a change is of, as far as rules name them."""
         return [group_id for group_id in _groups_of(change) if self._cache.count(GROUP, "remote", group_id)]
 
-    def _count(self, change: Change) -> None:
+    def _note(self, change: Change) -> None:
         self._changes.update(_groups_of(change))
         if change.kind is ROUTER:
             self._bases.clear()
@@ -228,7 +228,7 @@ class Projection:
         shown.members.extend(member for _, member in sorted(members, key=lambda member: member[0]))
         return shown
 
-    def _base(self, network: Network) -> "_Base":
+    def _base(self, network: Network) -> _Base:
         shown = pb.HostNetwork(
             id=network.id,
             vni=network.provider_segmentation_id,

@@ -170,7 +170,7 @@ async def test_a_refusal_of_a_replica_that_was_behind_is_judged_anew(verb, error
         seen.append(request.value)
         request.value = "changed"
         if effect:
-            acting.has_effect(7)
+            acting.has_effect()
         if revision < 9:
             raise error("toy", "refused")
         return StringValue(value=f"at {call.revision}")
