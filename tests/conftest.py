@@ -61,6 +61,7 @@ class Etcd:
 
     def start(self) -> None:
         """Start it, without waiting until it is ready."""
+        assert self.process is None, "a second one would be left behind"
         etcd_server.prepare(self.config)
         members = ",".join(f"{each.config.name}=https://127.0.0.1:{each.config.peer_port}" for each in (self, *self.peers))
         arguments = [*etcd_server.command(self.config), f"--initial-cluster={members}"]

@@ -124,6 +124,7 @@ async def test_the_rest_listener_shows_the_renewed_certificate(tmp_path: Path, m
 
 
 async def test_a_store_and_its_watch_outlive_the_certificate_that_they_began_with(own_etcd: Etcd) -> None:
+    own_etcd.kill()
     directory = own_etcd.credentials.ca.parent
     for name in ("control", "etcd"):
         (directory / f"{name}.crt").unlink()
