@@ -416,6 +416,7 @@ class Agent:
 
     async def _wipe(self, epoch: int) -> None:
         """Remove what the snapshot does not name, which runs elsewhere by now; then ask to be readmitted."""
+        await self._servers.drop(unless=self._objects.keys())        # a start that goes on has not left anything to be seen yet
         while True:
             try:
                 left = [server_id for server_id in await self._hypervisor.observe() if f"server/{server_id}" not in self._objects]

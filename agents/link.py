@@ -324,7 +324,7 @@ class Link:
             saying.result()
             self._outbox.forget_said()
             async for message in stream:
-                if not lease.holds():
+                if self._outlived():
                     raise Fault("the lease has run out")
                 if message.HasField("lease"):
                     lease.granted(message.lease)
@@ -357,6 +357,11 @@ class Link:
                     task.cancel()
             stream.cancel()
 
+    def _outlived(self) -> bool:
+        """Whether the lease under which the stream began has run out: what comes by it was wished before the guests were stopped,
+        though the host may hold no guest, and so need no lease, by now."""
+        return not self._lease.holds() or self._lease.lapses != self._lapses
+
     async def _guard(self, stream: grpc.aio.StreamStreamCall) -> None:
         """End a stream that gives no lease any more, while there is time to get one elsewhere; at the latest when it is over."""
         lease = self._lease
@@ -365,7 +370,7 @@ class Link:
             while not self._cut:
                 await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8 if lease.seconds else DEAF / 3)
                 patience = lease.seconds * (DEAF_PART if self._attached else CONNECT_PART) or DEAF
-                if lapsed.done():
+                if lapsed.done() or self._outlived():
                     self._cut = "the lease has run out"
                 elif lease.waiting() > patience:
                     self._cut = f"nothing was acknowledged for {lease.waiting():.0f} s"
@@ -393,7 +398,7 @@ class Link:
                     self._lease.said(number)
                     messages.append(pb.AgentMessage(heartbeat=pb.Heartbeat(number=number, leased=self._lease.bound)))
                 for message in _together(messages) if first.HasField("welcome") else messages:
-                    if not self._lease.holds():
+                    if self._outlived():
                         return             # _guard ends the stream
                     await stream.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

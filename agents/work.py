@@ -5,7 +5,7 @@ A key that is added while it is worked on is worked on once more afterwards, so 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +73,12 @@ class Worklist:
         self._closed = True
         await self.drop()
 
-    async def drop(self) -> None:
-        """Stop what runs, and forget every key."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        self._again.clear()
-        tasks = list(self._tasks.values())
+    async def drop(self, unless: Collection[str] = ()) -> None:
+        """Stop what runs, and forget every key but these."""
+        for key in self._timers.keys() - unless:
+            self._timers.pop(key).cancel()
+        self._again &= set(unless)
+        tasks = [task for key, task in self._tasks.items() if key not in unless]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,9 @@ import pytest
 from agents.hypervisor.model import Seen
 from agents.hypervisor.simulated import SimulatedHypervisor
 from agents.lease import Lease
+from agents.link import Link
 from protos.internal.v1 import hosts_pb2 as pb
+from tests.agents.control_plane import Control
 from tests.agents.test_agent import RUNNING, Host, running, wish
 
 
@@ -175,6 +177,55 @@ async def test_what_an_older_epoch_left_goes_before_the_host_asks_to_be_let_in(l
     assert host.said["readmit"].readmit.epoch == 2 and lease.epoch == 2
     assert list(host.hypervisor.domains) == [stays.server.id]
     assert host.hypervisor.domains[stays.server.id].seen is Seen.RUNNING
+
+
+async def test_a_start_that_goes_on_when_the_host_is_to_be_let_in_leaves_nothing(clock):
+    lease = Lease(now=clock)
+    lease.said(0)
+    granted(lease)
+
+    async def before(verb, server_id):
+        await asyncio.sleep(0.2)
+
+    async with running(Host(SimulatedHypervisor(before=before), lease=lease)) as host:
+        stays, went = wish(), wish()
+        host.snapshot(stays, went)
+        for each in (stays, went):
+            await host.until(each, step="starting")
+        lease.attaching()
+        lease.said(0)
+        granted(lease, epoch=2)
+        host.snapshot(stays)
+        await until(lambda: "readmit" in host.said)
+        await host.until_at_rest(stays, pb.ObservedServer.RUNNING)
+        await asyncio.sleep(0.3)
+        assert list(host.hypervisor.domains) == [stays.server.id]
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_stream_does_not_outlive_the_lease_that_it_began_with(clock, speaks, monkeypatch):
+    monkeypatch.setattr("agents.link.DEAF", 6.0)           # so it looks every 2 s, and gives up for another reason after 6
+
+    async def hello():
+        return pb.Hello(host="host")
+
+    control, taken, lease = Control(), [], Lease(now=clock)
+    await control.start()
+    link = Link([f"127.0.0.1:{control.port}"], None, hello=hello, on_desired=taken.append, on_query=None, lease=lease)
+    running_link = asyncio.create_task(link.run())
+    try:
+        await until(lambda: taken)
+        lease.ended()              # at once, as where no guest ran: nobody saw that it had run out
+        if speaks:
+            control.change(wish())
+        async with asyncio.timeout(4):
+            while link.attaches < 2 or len(taken) < 2:
+                await asyncio.sleep(0.01)
+        assert [desired.snapshot for desired in taken] == [True, True], "what was wished before came by the old stream"
+    finally:
+        running_link.cancel()
+        await asyncio.gather(running_link, return_exceptions=True)
+        await control.server.stop(0)
 
 
 async def test_a_disk_arrives_is_reported_and_its_server_starts_from_it():
