@@ -20,7 +20,7 @@ from control.kernel.store import MemoryStore
 from control.placement.host_providers import HostProviders
 from protos.internal.v1 import hosts_pb2 as pb
 from protos.internal.v1 import hosts_pb2_grpc as stubs
-from tests.hosts.test_attach import Moves, Nobody, NoImages, Things
+from tests.hosts.world import Moves, Nobody, NoImages, Things
 
 
 @pytest.fixture
