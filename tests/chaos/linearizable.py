@@ -2,10 +2,13 @@
 
 The name is there or it is not. Each operation takes effect at one moment between its begin and its end: a create that was OK
 found the name free, one that was REFUSED found it taken; a delete the reverse. What is UNKNOWN may have taken effect at any
-moment after its begin, or never. The search is Wing and Gong's ("Testing and Verifying Concurrent Objects", 1993) with Lowe's
-memory of configurations that were seen; for one bit of state it is quick.
+moment after its begin, or never. So may each earlier try of a delete that was tried again: it has no idempotency key, and a copy
+that was held up in the network may arrive when its client has long been answered. The search is Wing and Gong's ("Testing and
+Verifying Concurrent Objects", 1993) with Lowe's memory of configurations that were seen; for one bit of state it is quick.
 """
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from tests.chaos.history import Operation, Outcome
 
@@ -20,14 +23,20 @@ def effects(operation: Operation, state: bool) -> tuple[bool, ...]:
     match operation.outcome:
         case Outcome.OK:
             return (after,) if state is before else ()
-        case Outcome.REFUSED if operation.repeated and not creates:
-            # A delete has no idempotency key: its first try may have done it, and a later one was told that nothing is there.
-            return (FREE,)
         case Outcome.REFUSED:
             return (state,) if state is after else ()
         case Outcome.UNKNOWN:
-            return (after,) if state is before else (state,)
+            return (after,) if state is before else ()                 # without effect it says nothing: it need not be placed
     return (state,)                                                    # FAILED: without effect, at any time
+
+
+def _tries(operations: Iterable[Operation]) -> Iterator[Operation]:
+    """All that may take effect: what a FAILED operation says is nothing, and an earlier try of a delete is one of its own."""
+    for each in operations:
+        if each.outcome is not Outcome.FAILED:
+            yield each
+            if each.repeated and each.verb == "delete":
+                yield from [replace(each, outcome=Outcome.UNKNOWN, ended=math.inf, tries=1)] * (each.tries - 1)
 
 
 def explain(operations: Iterable[Operation], start: bool = FREE) -> list[Operation] | None:
@@ -35,7 +44,7 @@ def explain(operations: Iterable[Operation], start: bool = FREE) -> list[Operati
 
     An operation without an effect that FAILED says nothing and is passed over.
     """
-    ordered = sorted((each for each in operations if each.outcome is not Outcome.FAILED), key=lambda each: each.began)
+    ordered = sorted(_tries(operations), key=lambda each: each.began)
     certain = sum(1 << place for place, each in enumerate(ordered) if each.outcome is not Outcome.UNKNOWN)
     longest: tuple[Operation, ...] = ()
     seen: set[tuple[int, bool]] = set()
@@ -56,7 +65,17 @@ def explain(operations: Iterable[Operation], start: bool = FREE) -> list[Operati
 
 
 def _next(ordered: Sequence[Operation], done: int) -> list[int]:
-    """The operations that may take effect next: those that began before any other that is not done has ended."""
+    """The operations that may take effect next: those that began before any other that is not done has ended.
+
+    Of the unknown ones of a verb only the first: one stands for the other, and all their orders would take for ever.
+    """
     left = [place for place in range(len(ordered)) if not done >> place & 1]
     bound = min((ordered[place].ended for place in left), default=float("inf"))
-    return [place for place in left if ordered[place].began <= bound]
+    found, unknown = [], set()
+    for place in left:
+        each = ordered[place]
+        if each.began <= bound and not (each.outcome is Outcome.UNKNOWN and each.verb in unknown):
+            found.append(place)
+            if each.outcome is Outcome.UNKNOWN:
+                unknown.add(each.verb)
+    return found

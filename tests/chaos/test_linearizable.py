@@ -38,6 +38,15 @@ def test_a_delete_that_was_repeated_may_be_told_that_nothing_is_there():
     assert explain([op("create", 0, 1), op("delete", 2, 3, Outcome.REFUSED, tries=2), op("create", 4, 5)]) is None
 
 
+def test_an_earlier_try_of_a_delete_may_arrive_after_its_client_was_answered():
+    made, again = op("create", 0, 1), op("create", 8, 9)
+    assert explain([made, op("delete", 2, 3, tries=2), op("create", 4, 5), again]) is None
+    assert explain([made, op("delete", 2, 3, tries=2), op("create", 4, 5), again, op("create", 10, 11)]) is not None, "once"
+    assert explain([made, op("delete", 2, 3, tries=3), op("create", 4, 5), again, op("create", 10, 11)]) is None
+    assert explain([made, op("delete", 2, 3), op("create", 4, 5), again]) is not None
+    assert explain([made, op("create", 4, 5, tries=2), again]) is not None, "a create has a key"
+
+
 def test_an_unknown_create_may_take_effect_late_or_never():
     unknown = op("create", 0, math.inf, Outcome.UNKNOWN)
     assert explain([unknown, op("create", 5, 6), op("delete", 7, 8)]) is None
