@@ -141,8 +141,10 @@ class Servers:
 
     async def ListServersDetail(self, request: pb.ListServersRequest, call: Call) -> pb.ListServersDetailResponse:
         servers, marker = query.page(request, call.caller, self._database, self._ports, self._views)
-        return pb.ListServersDetailResponse(servers=[self._views.server(server, call) for server in servers],
-                                            next_page_marker=marker)
+        response = pb.ListServersDetailResponse(next_page_marker=marker)
+        for server in servers:
+            self._views.server(server, call, response.servers.add)
+        return response
 
     def _answer(self, server_id: str, call: Call) -> pb.ServerResponse:
         return pb.ServerResponse(server=self._views.server(find_server(self._database, call.caller, server_id), call))

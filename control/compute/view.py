@@ -1,6 +1,6 @@
 """A server's record as clients see it, with what its network, host and image add."""
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from google.protobuf.struct_pb2 import ListValue
 
@@ -20,10 +20,10 @@ def by_network(addresses: Iterable[Address], extended: bool) -> dict[str, ListVa
     """Addresses by the name of their network; `extended` with type and MAC."""
     networks: dict[str, ListValue] = {}
     for address in addresses:
-        row: dict[str, object] = {"version": address.version, "addr": address.ip}
+        row = networks.setdefault(address.network, ListValue()).values.add().struct_value.fields
+        row["version"].number_value, row["addr"].string_value = address.version, address.ip
         if extended:
-            row |= {"OS-EXT-IPS:type": address.type, "OS-EXT-IPS-MAC:mac_addr": address.mac}
-        networks.setdefault(address.network, ListValue()).append(row)
+            row["OS-EXT-IPS:type"].string_value, row["OS-EXT-IPS-MAC:mac_addr"].string_value = address.type, address.mac
     return networks
 
 
@@ -51,11 +51,12 @@ class Views:
         group = self._database.get(model.SERVER_GROUP, server.server_group) if server.server_group else None
         return [group.id] if group is not None else []
 
-    def server(self, server: ServerRecord, call: Call) -> pb.Server:
-        """Everything that the caller may see of a server."""
+    def server(self, server: ServerRecord, call: Call, make: Callable[..., pb.Server] = pb.Server) -> pb.Server:
+        """Everything that the caller may see of a server; `make` may be the `add` of a list that it is to be in."""
         host = self._database.get(fleet.HOST, server.host) if server.host else None
-        state = model.derive(server, host is not None and host.up)
-        view = pb.Server(
+        host_up = host is not None and host.up
+        state = model.derive(server, host_up)
+        view = make(
             id=server.id, name=server.name, status=state.status, tenant_id=server.project_id, user_id=server.user_id,
             created=server.created_at, updated=server.updated_at, metadata=server.metadata, host_hash=model.host_hash(server),
             image=pb.ServerImage(id=server.image.id), flavor=self._flavor(server),
@@ -75,15 +76,15 @@ class Views:
             view.fault.code, view.fault.message = server.fault.code, server.fault.message
             view.fault.created.CopyFrom(server.fault.created_at)
         if call.caller.is_admin:
-            self._add_for_admin(view, server)
+            self._add_for_admin(view, server, host_up)
         if call.caller.is_admin or call.microversion is None or call.microversion >= (2, 90):
             view.hostname = server.hostname
         return view
 
-    def _add_for_admin(self, view: pb.Server, server: ServerRecord) -> None:
+    def _add_for_admin(self, view: pb.Server, server: ServerRecord, host_up: bool) -> None:
         if server.host:
             view.host = view.hypervisor_hostname = server.host
-        view.host_status = ("UP" if self.host_is_up(server) else "DOWN") if server.host else ""
+        view.host_status = ("UP" if host_up else "DOWN") if server.host else ""
         view.instance_name = f"instance-{server.id[:8]}"
         view.reservation_id, view.launch_index = server.reservation_id, server.launch_index
         view.kernel_id, view.ramdisk_id = server.image.kernel.id, server.image.ramdisk.id
