@@ -16,6 +16,7 @@ import pytest
 from control.cli.session import RestError, Session
 from control.kernel import etcd_server
 from control.kernel.errors import Unavailable
+from control.kernel.etcd_client import Client, prefix_range, rpc_pb2
 from control.kernel.etcd_store import EtcdStore
 from control.kernel.store import Record
 from tests.e2e.cloud import Cloud, until
@@ -76,30 +77,47 @@ def make_project(session: Session, name: str) -> int:
     return 201
 
 
-def refusal(cloud: Cloud, session: Session) -> tuple[str, RestError]:
-    """The name of a project that was not made while the database was full, and what its maker was told.
-
-    Tried again where the cloud was faster and has made room already.
-    """
-    for number in range(5):
-        fill_etcd(cloud)
-        name = f"refused-{number}"
+def fill_with_state(cloud: Cloud) -> None:
+    """Write new keys until etcd takes no more: no history that the cloud could make room of."""
+    async def fill() -> None:
+        store = EtcdStore(cloud.config.etcd_endpoints, etcd_server.client_credentials(cloud.config.pki_dir), patience=1)
         try:
-            session.request("POST", "identity", "/projects", {"project": {"name": name}})
-        except RestError as error:
-            return name, error
-    raise AssertionError("a full database took every change")
+            for size in (1_000_000, 10_000, 100):
+                with contextlib.suppress(Unavailable):
+                    for _ in range(400):
+                        await store.commit(Record(f"/junk/{uuid.uuid4()}", b"x" * size))
+        finally:
+            await store.close()
+
+    asyncio.run(fill())
+
+
+def remove_junk(cloud: Cloud) -> None:
+    """Not by the store, whose commits leave a mark, for which there is no room."""
+    async def clear() -> None:
+        client = Client(cloud.config.etcd_endpoints, etcd_server.client_credentials(cloud.config.pki_dir))
+        try:
+            await client.call(lambda member: member.kv.DeleteRange, rpc_pb2.DeleteRangeRequest(**prefix_range("/junk/")))
+        finally:
+            await client.close()
+
+    asyncio.run(clear())
 
 
 def test_a_full_database_is_read_refuses_changes_with_a_reason_and_makes_room_by_itself(small_cloud: SmallCloud) -> None:
     session = small_cloud.session("admin")
     assert make_project(session, "before") == 201
-    name, refused = refusal(small_cloud, session)
-    assert refused.status == 503 and "database is full" in str(refused)
+    with pytest.raises(RestError, match="database is full") as refused:
+        for number in range(100):        # of the history that there is the cloud makes room for some more
+            fill_with_state(small_cloud)
+            session.request("POST", "identity", "/projects", {"project": {"name": f"refused-{number}"}})
+    assert refused.value.status == 503
     assert "before" in {row["name"] for row in session.request("GET", "identity", "/projects")["projects"]}
+    remove_junk(small_cloud)
     until(lambda: make_project(session, "after") in (201, 409), "the cloud goes on by itself", 90)
     names = {row["name"] for row in session.request("GET", "identity", "/projects")["projects"]}
-    assert {"before", "after"} <= names and name not in names
+    assert {"before", "after"} <= names
+    assert len([name for name in names if name.startswith("refused-")]) == number, "the one that was refused is not there"
     assert small_cloud.session("admin").request("GET", "compute", "/os-services")["services"][0]["state"] == "up"
     assert small_cloud.brume("audit", "verify").returncode == 0
 
