@@ -370,7 +370,7 @@ class Link:
             while not self._cut:
                 await asyncio.wait({lapsed}, timeout=HEARTBEAT / 8 if lease.seconds else DEAF / 3)
                 patience = lease.seconds * (DEAF_PART if self._attached else CONNECT_PART) or DEAF
-                if lapsed.done() or self._outlived():
+                if self._outlived():
                     self._cut = "the lease has run out"
                 elif lease.waiting() > patience:
                     self._cut = f"nothing was acknowledged for {lease.waiting():.0f} s"

@@ -217,10 +217,7 @@ class Dispatcher:
         """
         if self._caught_up is None or not isinstance(request, Message):
             return await within(method.handler(request, call), call.timeout)
-        again = request
-        if not method.reads:
-            again = method.request_type()
-            again.CopyFrom(request)                       # a handler may change what it is given
+        again = request if method.reads else _copy(request)
         noted = Effects()
         token = effects.set(noted)
         try:
@@ -239,9 +236,7 @@ class Dispatcher:
         """What a call with an idempotency key answers: what it answered before, if it did."""
         async def run() -> IdempotentAnswer:
             call.status = None
-            again = method.request_type()
-            again.CopyFrom(request)                       # a handler may change what it is given
-            response = await method.handler(again, call)
+            response = await method.handler(_copy(request), call)
             return IdempotentAnswer(response=response.SerializeToString(), status=call.status or 0, request_id=call.request_id)
 
         content = b"\0".join((method.name.encode(), repr(call.microversion).encode(),
@@ -299,6 +294,13 @@ class Dispatcher:
             raise Denied("policy", f"You are not authorized to perform the requested action: {method.rule}"
                                    f"{_HINTS.get(method.policy, '')}.")
         call.decided = method.policy != "authenticated" or self.policy.is_override(method.rule)
+
+
+def _copy(request: Message) -> Message:
+    """What a handler that may run again is given: it may change it."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    return copy
 
 
 async def within(handler: Coroutine[Any, Any, T], seconds: float) -> T:

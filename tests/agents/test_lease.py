@@ -25,6 +25,19 @@ def clock():
     return Clock()
 
 
+def running_lease(clock):
+    """A lease that was granted just now."""
+    lease = Lease(now=clock)
+    lease.said(0)
+    granted(lease)
+    return lease
+
+
+async def slowly(verb, server_id):
+    """What a simulated hypervisor does takes its time."""
+    await asyncio.sleep(0.2)
+
+
 def granted(lease, number=0, seconds=12.0, epoch=0):
     lease.granted(pb.Lease(heartbeat=number, seconds=seconds, epoch=epoch))
 
@@ -48,9 +61,7 @@ def test_a_lease_counts_from_when_its_heartbeat_was_said_not_from_when_it_was_ac
 
 
 def test_an_acknowledgement_that_comes_too_late_or_of_another_stream_gives_nothing(clock):
-    lease = Lease(now=clock)
-    lease.said(0)
-    granted(lease)
+    lease = running_lease(clock)
     clock.now += 6
     lease.said(1)
     clock.now += 6
@@ -101,9 +112,7 @@ async def leased(clock, monkeypatch):
     """(host, lease) with a server that runs."""
     monkeypatch.setattr("agents.lease.LOOK_EVERY", 0.01)
     monkeypatch.setattr("agents.agent.FENCE_EVERY", 0.01)
-    lease = Lease(now=clock)
-    lease.said(0)
-    granted(lease)
+    lease = running_lease(clock)
     async with running(Host(lease=lease)) as host:
         yield host, lease
 
@@ -148,13 +157,8 @@ async def test_nothing_is_taken_in_while_the_lease_is_over(leased, clock):
 async def test_a_start_that_goes_on_when_the_lease_runs_out_leaves_no_guest(clock, monkeypatch):
     monkeypatch.setattr("agents.lease.LOOK_EVERY", 0.01)
     monkeypatch.setattr("agents.agent.FENCE_EVERY", 0.01)
-    lease = Lease(now=clock)
-    lease.said(0)
-    granted(lease)
-    async def before(verb, server_id):
-        await asyncio.sleep(0.2)
-
-    async with running(Host(SimulatedHypervisor(before=before), lease=lease)) as host:
+    lease = running_lease(clock)
+    async with running(Host(SimulatedHypervisor(before=slowly), lease=lease)) as host:
         host.snapshot(thing := wish())
         await host.until(thing, step="starting")
         clock.now += 12
@@ -180,14 +184,9 @@ async def test_what_an_older_epoch_left_goes_before_the_host_asks_to_be_let_in(l
 
 
 async def test_a_start_that_goes_on_when_the_host_is_to_be_let_in_leaves_nothing(clock):
-    lease = Lease(now=clock)
-    lease.said(0)
-    granted(lease)
+    lease = running_lease(clock)
 
-    async def before(verb, server_id):
-        await asyncio.sleep(0.2)
-
-    async with running(Host(SimulatedHypervisor(before=before), lease=lease)) as host:
+    async with running(Host(SimulatedHypervisor(before=slowly), lease=lease)) as host:
         stays, went = wish(), wish()
         host.snapshot(stays, went)
         for each in (stays, went):

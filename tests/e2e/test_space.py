@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,19 @@ def small_cloud() -> Iterator[SmallCloud]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+@contextlib.asynccontextmanager
+async def store_of(cloud: Cloud) -> AsyncIterator[EtcdStore]:
+    store = EtcdStore(cloud.config.etcd_endpoints, etcd_server.client_credentials(cloud.config.pki_dir), patience=1)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
 def fill_etcd(cloud: Cloud) -> None:
     """Write one key until etcd takes no more of it, and then nothing any more: its alarm comes a moment later."""
     async def fill() -> None:
-        store = EtcdStore(cloud.config.etcd_endpoints, etcd_server.client_credentials(cloud.config.pki_dir), patience=1)
-        try:
+        async with store_of(cloud) as store:
             revision = (await store.get("/junk")).revision
             with contextlib.suppress(Unavailable):
                 for _ in range(400):
@@ -62,8 +70,6 @@ def fill_etcd(cloud: Cloud) -> None:
             for _ in range(100):
                 await store.commit(Record(f"/junk/{uuid.uuid4()}", b""))
                 await asyncio.sleep(0.01)
-        finally:
-            await store.close()
     with contextlib.suppress(Unavailable):
         asyncio.run(fill())
 
@@ -80,14 +86,11 @@ def make_project(session: Session, name: str) -> int:
 def fill_with_state(cloud: Cloud) -> None:
     """Write new keys until etcd takes no more: no history that the cloud could make room of."""
     async def fill() -> None:
-        store = EtcdStore(cloud.config.etcd_endpoints, etcd_server.client_credentials(cloud.config.pki_dir), patience=1)
-        try:
+        async with store_of(cloud) as store:
             for size in (1_000_000, 10_000, 100):
                 with contextlib.suppress(Unavailable):
                     for _ in range(400):
                         await store.commit(Record(f"/junk/{uuid.uuid4()}", b"x" * size))
-        finally:
-            await store.close()
 
     asyncio.run(fill())
 
